@@ -1,0 +1,139 @@
+"""Everything that is checked before an explanation: each failure names the thing, the facts and the fix."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CaptureError, InputError, TargetError
+
+# how far graph and model, or seed and books, may differ, as a share of the largest output or the seed
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+
+
+def mode(model: nn.Module) -> None:
+    """Raise InputError for a model (or a part of it) in training mode."""
+    for name, module in model.named_modules():
+        if module.training:
+            what = f"its module `{name}`" if name else "it"
+            raise InputError(
+                f"{type(model).__name__} is to be explained, but {what} is in training mode: call model.eval() first"
+            )
+
+
+def tensor(x: Tensor, model: nn.Module) -> None:
+    """Raise InputError unless x is a finite, non-empty batch in the model's dtype and on its device."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"the input must be a tensor (N, ...), not {type(x).__name__}")
+    if x.dim() < 2 or len(x) == 0:
+        raise InputError(f"the input must be a batch (N, ...) with N >= 1; its shape is {tuple(x.shape)}")
+    if x.dtype not in TOLERANCE:
+        raise InputError(f"the input must be floating point; its dtype is {x.dtype}")
+    p = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if p is not None and (p.dtype != x.dtype or p.device != x.device):
+        raise InputError(
+            f"the input is {x.dtype} on {x.device}, the model {p.dtype} on {p.device}: "
+            f"use x.to(device='{p.device}', dtype={p.dtype})"
+        )
+    bad = ~torch.isfinite(x)
+    if bad.any():
+        where = tuple(bad.nonzero()[0].tolist())
+        raise InputError(f"the input holds {int(bad.sum())} values that are NaN or infinite, the first at {where}")
+
+
+def fingerprint(model: nn.Module) -> tuple:
+    """A cheap mark of the model's state: identity, version and a few values of each parameter and buffer."""
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    versions = tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors)
+    if not tensors:
+        return versions
+    samples = [t.detach().flatten()[:: max(1, t.numel() // 16)][:17].sum(dtype=torch.float64).cpu() for t in tensors]
+    return (*versions, torch.stack(samples).numpy().tobytes())
+
+
+def finite_weights(model: nn.Module) -> None:
+    """Raise InputError naming the first parameter or buffer with NaN or Inf."""
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        if t.is_floating_point() and not torch.isfinite(t).all():
+            raise InputError(f"`{name}` of {type(model).__name__} holds NaN or infinite values: load sound weights")
+
+
+def run(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's own output; what it cannot take becomes an InputError."""
+    try:
+        output = model(x.clone())
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise InputError(f"{type(model).__name__} cannot take an input of shape {tuple(x.shape)}: {error}") from error
+    if not isinstance(output, Tensor):
+        raise CaptureError(
+            f"{type(model).__name__} returns a {type(output).__name__}, not one tensor: wrap it in a module whose "
+            "forward returns the tensor of logits"
+        )
+    return output
+
+
+def same_output(expected: Tensor, output: Tensor, model: nn.Module) -> None:
+    """Raise CaptureError unless the graph reproduces the model's output, InputError if that is not finite."""
+    if not torch.isfinite(expected).all():
+        raise InputError(f"the output of {type(model).__name__} holds NaN or infinite values for this input")
+    if expected.shape != output.shape:
+        raise CaptureError(f"the captured graph gives shape {tuple(output.shape)}, the model {tuple(expected.shape)}")
+    gap = float((expected - output).abs().max())
+    allowed = TOLERANCE[expected.dtype] * max(float(expected.abs().max()), torch.finfo(expected.dtype).tiny)
+    if not gap <= allowed:
+        raise CaptureError(
+            f"the captured graph does not reproduce {type(model).__name__}: outputs differ by {gap:.3g} "
+            f"(allowed {allowed:.3g}). Does forward change tensors in place through views, use randomness, or depend "
+            "on the shape of the input it was traced without?"
+        )
+
+
+def logits(output: Tensor, model: nn.Module) -> None:
+    """Raise InputError unless the output is (N, K)."""
+    if output.dim() != 2:
+        raise InputError(
+            f"{type(model).__name__} gives an output of shape {tuple(output.shape)}, not (N, K): hand over a seed "
+            "tensor of that shape, or wrap the model so that it returns (N, K)"
+        )
+
+
+def seed(R: Tensor, output: Tensor) -> None:
+    """Raise InputError unless the seed has the shape of the output, perhaps with a leading axis of targets."""
+    if R.shape != output.shape and R.shape[1:] != output.shape:
+        raise InputError(
+            f"the seed has shape {tuple(R.shape)}; it must be shaped like the output {tuple(output.shape)}, "
+            "with a leading axis for several targets"
+        )
+    if not torch.isfinite(R).all():
+        raise InputError("the seed holds NaN or infinite values")
+
+
+def targets(target, output: Tensor) -> tuple[Tensor, bool]:
+    """The targets as (T, N), and whether one (not a list) was given."""
+    single = not isinstance(target, (list, tuple))
+    given: Sequence = [target] if single else target
+    if not given:
+        raise TargetError("the list of targets is empty")
+    return torch.stack([_target(t, output) for t in given]), single
+
+
+def _target(target, output: Tensor) -> Tensor:
+    n, k = output.shape
+    if target is None:
+        return output.argmax(1)
+    if isinstance(target, numbers.Integral) and not isinstance(target, bool):
+        target = torch.tensor(int(target))
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
+        what = f"a {target.dtype} tensor" if isinstance(target, Tensor) else f"{target!r}"
+        raise TargetError(f"a target is None, an int, or a LongTensor ({n},) with one class per sample; got {what}")
+    if target.dim() > 1 or target.numel() not in (1, n) or (target.dim() == 1 and len(target) != n):
+        raise TargetError(f"a target tensor has one class per sample, ({n},); got shape {tuple(target.shape)}")
+    wrong = target[(target < 0) | (target >= k)] if target.dim() else target.view(1)[(target < 0) | (target >= k)]
+    if wrong.numel():
+        raise TargetError(f"target {int(wrong[0])} is none of the {k} classes 0..{k - 1}")
+    return target.to(output.device, torch.long).expand(n)

@@ -1,0 +1,156 @@
+"""Composites: which rule where. Each is a short, printable list of (condition, rule); the first match holds.
+
+A condition is the kind of a node ("convolution", "dense", "batchnorm", "average"; see `lrp.vocabulary`), "first"
+(the convolutions and dense layers nearest to the input), "any", or a function of the node that says yes or no.
+
+    >>> print(EpsilonPlus(bias="exclude"))
+    EpsilonPlus(bias='exclude')
+      dense        Epsilon(epsilon=1e-06, relative=True)
+      any          ZPlus()
+      addition     Ratio()
+      lrn          Pass()
+
+Presets are named as in the field. Edit one by overriding modules by name,
+`EpsilonPlus(overrides={"features.0": rules.ZBox(low, high)})`, or by changing its list `rules`.
+"""
+
+import fnmatch
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from . import rules as r
+from . import vocabulary as v
+from .graph import Node
+
+CONDITIONS = ("any", "first", v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE)
+
+
+class Composite:
+    """Rules for a whole network.
+
+    Args:
+        rules: list of (condition, rule) for convolutions, dense layers, unfolded BatchNorms and averages.
+        addition: the rule at sums; `rules.Ratio()` by magnitude, `rules.Flat()` in equal parts,
+            `rules.Epsilon()` signed, `rules.ZPlus()` among positive summands.
+        lrn: the rule at local response normalisation; `rules.Pass()` treats it as the identity.
+        bias: "absorb" (the bias keeps its share) or "exclude" (the inputs share everything).
+        overrides: {module name or glob: rule}, first match first; they come before everything else.
+        fold_batchnorm: fold BatchNorm into the layer before it (False leaves each one a node of its own).
+
+    Raises ValueError for an unknown condition or bias policy, TypeError for what is no rule.
+    """
+
+    def __init__(
+        self,
+        rules: list[tuple[str | Callable[[Node], bool], r.Rule]],
+        *,
+        addition: r.Rule | None = None,
+        lrn: r.Rule | None = None,
+        bias: str = "absorb",
+        overrides: Mapping[str, r.Rule] | None = None,
+        fold_batchnorm: bool = True,
+    ):
+        self.rules = list(rules)
+        self.addition = r.Ratio() if addition is None else addition
+        self.lrn = r.Pass() if lrn is None else lrn
+        self.bias, self.overrides, self.fold_batchnorm = bias, dict(overrides or {}), fold_batchnorm
+        if bias not in ("absorb", "exclude"):
+            raise ValueError(f"bias must be 'absorb' or 'exclude', not {bias!r}")
+        for condition, _ in self.rules:
+            if not callable(condition) and condition not in CONDITIONS:
+                raise ValueError(f"unknown condition {condition!r}; there are {', '.join(CONDITIONS)}, or a function")
+        given = [rule for _, rule in self.rules] + [self.addition, self.lrn, *self.overrides.values()]
+        for rule in given:
+            if not isinstance(rule, r.Rule):
+                raise TypeError(f"{rule!r} is no rule: make one, as in rules.ZPlus()")
+
+    def rule(self, node: Node, first: set[Node]) -> r.Rule | None:
+        """The rule at this node; None where its kind needs none (activations, pooling, views)."""
+        override = self.override(node)
+        if override is not None:
+            return override
+        if node.kind == v.ADD:
+            return self.addition
+        if node.kind == v.LRN:
+            return self.lrn
+        if node.kind not in v.LINEAR:
+            return None
+        for condition, rule in self.rules:
+            if condition(node) if callable(condition) else condition in ("any", node.kind):
+                return rule
+            if condition == "first" and node in first:
+                return rule
+        return None
+
+    def override(self, node: Node) -> r.Rule | None:
+        """The rule that `overrides` names for this node, by its name or that of a BatchNorm folded into it."""
+        names = [name for full in (node.name, *node.aliases) for name in (full, full.split("#")[0])]
+        for pattern, rule in self.overrides.items():
+            if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                return rule
+        return None
+
+    def __repr__(self):
+        return f"{type(self).__name__}(bias={self.bias!r})"
+
+    def __str__(self):
+        rows = [(c if isinstance(c, str) else getattr(c, "__name__", "function"), rule) for c, rule in self.rules]
+        rows = [*self.overrides.items(), *rows, ("addition", self.addition), ("lrn", self.lrn)]
+        return "\n".join([repr(self), *(f"  {name:<12} {rule}" for name, rule in rows)])
+
+
+class Epsilon(Composite):
+    """LRP-epsilon everywhere but at sums; with `addition=rules.Epsilon()` too it equals gradient x input.
+
+    (For a ReLU network, as epsilon -> 0, with absorbed biases.)
+    """
+
+    def __init__(self, epsilon: float = 1e-6, **options):
+        super().__init__([("any", r.Epsilon(epsilon))], **options)
+
+
+class EpsilonPlus(Composite):
+    """LRP-epsilon in dense layers, z+ in convolutions (kohlbrenner2020towards)."""
+
+    def __init__(self, epsilon: float = 1e-6, **options):
+        super().__init__([("dense", r.Epsilon(epsilon)), ("any", r.ZPlus())], **options)
+
+
+class EpsilonPlusFlat(Composite):
+    """EpsilonPlus with the flat rule in the first layer."""
+
+    def __init__(self, epsilon: float = 1e-6, **options):
+        super().__init__([("first", r.Flat()), ("dense", r.Epsilon(epsilon)), ("any", r.ZPlus())], **options)
+
+
+class EpsilonGammaBox(Composite):
+    """LRP-epsilon in dense layers, gamma in convolutions, z^B on the pixels (montavon2019layer).
+
+    `low` and `high` bound the network's input, in its own units: numbers, or tensors such as (3, 1, 1).
+    """
+
+    def __init__(
+        self, low: float | Tensor, high: float | Tensor, gamma: float = 0.25, epsilon: float = 1e-6, **options
+    ):
+        rules = [
+            ("first", r.ZBox(low, high)),
+            ("dense", r.Epsilon(epsilon)),
+            ("any", r.Gamma(gamma, epsilon)),
+        ]
+        super().__init__(rules, **options)
+
+
+class EpsilonAlpha2Beta1(Composite):
+    """LRP-epsilon in dense layers, alpha-beta with alpha = 2, beta = 1 in convolutions."""
+
+    def __init__(self, epsilon: float = 1e-6, **options):
+        super().__init__([("dense", r.Epsilon(epsilon)), ("any", r.AlphaBeta(2, 1))], **options)
+
+
+class EpsilonAlpha2Beta1Flat(Composite):
+    """EpsilonAlpha2Beta1 with the flat rule in the first layer."""
+
+    def __init__(self, epsilon: float = 1e-6, **options):
+        rules = [("first", r.Flat()), ("dense", r.Epsilon(epsilon)), ("any", r.AlphaBeta(2, 1))]
+        super().__init__(rules, **options)

@@ -1,0 +1,209 @@
+"""The engine: from a model, a composite and an input to an explanation whose books balance."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from . import vocabulary as v
+from .capture import capture
+from .composites import Composite, EpsilonPlus
+from .errors import LRPError, LRPWarning
+from .explanation import Explanation
+from .graph import Node
+from .rules import Rule
+from .seeds import Logit, Seed
+from .sharing import total
+from .walk import Tape, Walk, no_rule
+
+Target = int | Tensor | None
+
+
+class LRP:
+    """Layer-wise relevance propagation for a model and a composite.
+
+    The model is captured once and only read. Its parameters may change between calls: modified weights are kept
+    in the explainer and renewed when they do.
+
+    Args:
+        model: maps one tensor (N, ...) to an output (N, K); in eval mode.
+        composite: which rule where (default `composites.EpsilonPlus()`).
+
+    Raises CaptureError if the model cannot be traced, UnsupportedOperation if relevance would reach an operation
+    without a rule, InputError for a model in training mode or with weights that are not finite.
+
+        >>> explainer = LRP(nn.Sequential(nn.Linear(2, 2, bias=False)).eval(), EpsilonPlus())
+        >>> explainer.attribute(torch.ones(1, 2), target=0).shape
+        torch.Size([1, 2])
+    """
+
+    multiplies_by_inputs = True  # what captum's NoiseTunnel asks of a method
+
+    def __init__(self, model: nn.Module, composite: Composite | None = None):
+        self.model = model
+        self.composite = EpsilonPlus() if composite is None else composite
+        if not isinstance(self.composite, Composite):
+            raise LRPError(f"{self.composite!r} is no composite: make one, as in lrp.composites.EpsilonPlus()")
+        checks.mode(model)
+        self.graph = capture(model, self.composite.fold_batchnorm)
+        self.rules = {node: self._rule(node) for node in self.graph.nodes}
+        self._require_rules()
+        self._state = None  # fingerprint of the weights that the cache belongs to
+        self._seen: set = set()  # kinds of input for which graph and model were compared
+        self._weights: dict[Node, tuple] = {}
+        self._parts: dict[Node, dict] = {}
+
+    @property
+    def forward_func(self) -> nn.Module:
+        """The model, under the name captum uses."""
+        return self.model
+
+    def has_convergence_delta(self) -> bool:
+        """captum's question; the ledger answers it better."""
+        return False
+
+    @torch.no_grad()
+    def attribute(self, x: Tensor, target=None, seed: Seed | Tensor | None = None) -> Tensor:
+        """Relevance of every input value: a tensor shaped like x, or (T, N, ...) for a list of T targets.
+
+        captum's calling convention; see `explain` for the arguments. A tuple with one tensor gives one back.
+        """
+        if isinstance(x, tuple) and len(x) == 1:
+            return (self.explain(x[0], target, seed).relevance,)
+        return self.explain(x, target, seed).relevance
+
+    @torch.no_grad()
+    def explain(
+        self,
+        x: Tensor,
+        target: Target | Sequence[Target] = None,
+        seed: Seed | Tensor | None = None,
+        layers: Sequence[str] = (),
+    ) -> Explanation:
+        """Relevance of x with its output, its ledger and, on demand, the relevance at named modules.
+
+        Args:
+            x: input (N, ...), in the model's dtype and on its device.
+            target: None for the predicted class, an int for all samples, a LongTensor (N,) for one class per
+                sample, or a list of T of these: T targets from one forward pass.
+            seed: where relevance starts (default `seeds.Logit()`), or a tensor shaped like the output (N, K),
+                or (T, N, K), which then is the relevance at the output; `target` is not used in that case.
+            layers: names of modules whose output relevance is wanted.
+
+        Raises InputError, TargetError or UnsupportedOperation, each naming the thing and the way out.
+        """
+        checks.mode(self.model)
+        checks.tensor(x, self.model)
+        wanted = {name: self.graph.find(name) for name in ([layers] if isinstance(layers, str) else layers)}
+        with _full_precision(x):
+            self._refresh(x)
+            tape = Tape(self)
+            output = tape.forward(x)
+            R, target, single = self._start(output, target, seed)
+            walk = Walk(self, tape, contrast=isinstance(seed, Seed) and seed.negate_last)
+            relevance, kept = walk.back(R, x, set(wanted.values()))
+        started = total(R)
+        e = Explanation(
+            relevance=seed.finish(relevance) if isinstance(seed, Seed) else relevance,
+            output=output,
+            target=target,
+            layers={name: kept[node] for name, node in wanted.items()},
+            entries=walk.entries,
+            seed=started * 0 if walk.contrast else started,  # a contrast takes away as much as it gives
+            received=total(relevance),
+            magnitude=total(R.abs()),
+        )
+        self._audit(e, x)
+        if single:
+            e.relevance = e.relevance[0]
+            e.layers = {name: layer[0] for name, layer in e.layers.items()}
+        return e
+
+    def _rule(self, node: Node) -> Rule | None:
+        if node.kind in (*v.LINEAR, v.LRN):
+            rule = self.composite.rule(node, self.graph.first)
+            if rule is None:
+                raise LRPError(
+                    f"the composite has no rule for node `{node.name}` of kind {node.kind!r}: add one, as in "
+                    f"rules.append(('any', rules.Epsilon()))\n{self.composite}"
+                )
+            return rule
+        return self.composite.override(node)
+
+    def _require_rules(self) -> None:
+        """Complain at once, not after a forward pass, where relevance is bound to reach an unknown operation."""
+        todo, seen = [self.graph.output], set()
+        while todo:
+            node = todo.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node.kind != v.PRODUCT:
+                todo += node.inputs
+            elif node.gate is not None:
+                todo.append(node.inputs[1 - node.gate])
+        for node in self.graph.nodes:
+            if node in seen and node.kind in (v.UNKNOWN, v.PIECES) and self.rules[node] is None:
+                raise no_rule(node)
+
+    def _refresh(self, x: Tensor) -> None:
+        """Forget modified weights if the model changed, and compare graph and model on a new kind of input."""
+        state = checks.fingerprint(self.model)
+        if state != self._state:
+            checks.finite_weights(self.model)
+            self._weights.clear(), self._parts.clear(), self._seen.clear()
+            self._state = state
+        kind = (tuple(x.shape[1:]), x.dtype, x.device)
+        if kind not in self._seen:
+            expected = checks.run(self.model, x)
+            checks.same_output(expected, Tape(self).forward(x), self.model)
+            self._seen.add(kind)
+
+    def weights(self, node: Node, operator) -> tuple[tuple, dict]:
+        """Weight and bias of a node and the parts made of them, kept between calls where they can be."""
+        if not (operator.cacheable and node.module is not None):
+            return operator.weights(), {}
+        if node not in self._weights:
+            self._weights[node], self._parts[node] = operator.weights(), {}
+        return self._weights[node], self._parts[node]
+
+    def _start(self, output: Tensor, target, seed) -> tuple[Tensor, Tensor | None, bool]:
+        """Relevance at the output (T, N, K), the targets, and whether one map per sample was asked for."""
+        if isinstance(seed, Tensor):
+            checks.seed(seed, output)
+            single = seed.dim() == output.dim()
+            return (seed[None] if single else seed).to(output), None, single
+        checks.logits(output, self.model)
+        targets, single = checks.targets(target, output)
+        R = (Logit() if seed is None else seed)(output, targets)
+        return R, targets[0] if single else targets, single
+
+    def _audit(self, e: Explanation, x: Tensor) -> None:
+        """Say so when a result is not finite (an error) or the books do not balance (a warning)."""
+        if not torch.isfinite(e.relevance).all():
+            first = next((entry.name for entry in e.entries if not torch.isfinite(entry.relevance_in).all()), "input")
+            raise LRPError(
+                f"relevance is not finite from node `{first}` on: give its layer a stabler rule (a larger epsilon, "
+                f"ZPlus, or Gamma) by overrides={{'{first}': ...}}, or use float32 instead of {x.dtype}"
+            )
+        if e.imbalance > checks.TOLERANCE[x.dtype]:
+            worst = max(e.entries, key=lambda entry: float(e.loss(entry).max()))
+            warnings.warn(
+                f"{100 * e.imbalance:.2g} % of the relevance is unaccounted for, most of it at node `{worst.name}` "
+                f"({worst.rule}); see .ledger",
+                LRPWarning,
+                stacklevel=4,
+            )
+
+
+def _full_precision(x: Tensor):
+    """No TF32 in convolutions while explaining: shares must add up."""
+    if not x.is_cuda:
+        return nullcontext()
+    c = torch.backends.cudnn
+    return c.flags(enabled=c.enabled, benchmark=c.benchmark, deterministic=c.deterministic, allow_tf32=False)

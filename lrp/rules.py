@@ -1,0 +1,314 @@
+"""The rules: each says, as data, among which contributions a unit shares its relevance.
+
+At a linear node z_j = sum_i x_i w_ij + b_j. A rule is a short list of groups, each a coefficient c and a sum of
+(input part, weight part) products; per group the engine computes
+
+    z = sum of apply(x_p, w_p) + b_p,      R_i += x_p * transpose(c R / z, w_p).
+
+A new rule is a new row of this table (x+ = max(x, 0), x- = min(x, 0), likewise w+ and w-):
+
+    Epsilon     (x, w)
+    ZPlus       (x+, w+) + (x-, w-)
+    AlphaBeta   alpha [(x+, w+) + (x-, w-)]  -  beta [(x+, w-) + (x-, w+)]
+    Gamma       (x+, w + gamma w+) + (x-, w + gamma w-)  where z >= 0, mirrored where z < 0
+    ZBox        (x, w) - (low, w+) - (high, w-)
+    WSquare     (1, w^2)
+    Flat        (1, 1)
+    Ratio       (|x|, |w|)
+
+The same rules work at additions, whose weights are 1: `Epsilon` is the signed rule, `Flat` the symmetric split,
+`Ratio` the split by magnitude.
+
+Biases: with `bias="absorb"` the bias stands in the denominator, in the part that the group names, and keeps its
+share. With `bias="exclude"` it is left out and the inputs share everything.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def same(t: Tensor) -> Tensor:
+    """t as it is."""
+    return t
+
+
+def pos(t: Tensor) -> Tensor:
+    """max(t, 0)."""
+    return t.clamp(min=0)
+
+
+def neg(t: Tensor) -> Tensor:
+    """min(t, 0)."""
+    return t.clamp(max=0)
+
+
+def magnitude(t: Tensor) -> Tensor:
+    """|t|."""
+    return t.abs()
+
+
+def square(t: Tensor) -> Tensor:
+    """t squared."""
+    return t * t
+
+
+def ones(t: Tensor) -> Tensor:
+    """1 everywhere."""
+    return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """w + gamma * part(w): the part that gamma favours."""
+
+    gamma: float
+    part: Callable[[Tensor], Tensor]
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return t + self.gamma * self.part(t)
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """The same value for every input: a number, or a tensor that broadcasts against the input."""
+
+    value: float | Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.value, dtype=x.dtype, device=x.device).expand_as(x)
+
+
+class Part(NamedTuple):
+    """One product of the group: a function of the input and a function of the weight."""
+
+    x: Callable[[Tensor], Tensor]
+    w: Callable[[Tensor], Tensor]
+
+
+class Group(NamedTuple):
+    """Contributions that share one denominator; `where` +1 / -1 limits it to units with z >= 0 / z < 0."""
+
+    parts: tuple[Part, ...]
+    bias: Callable[[Tensor], Tensor] | None = None
+    where: int = 0
+
+
+PLAIN = Group((Part(same, same),), bias=same)
+POSITIVE = Group((Part(pos, pos), Part(neg, neg)), bias=pos)
+NEGATIVE = Group((Part(pos, neg), Part(neg, pos)), bias=neg)
+UNIFORM = Group((Part(ones, magnitude),))
+
+
+class Rule:
+    """Base of all rules.
+
+    `groups` are (coefficient, Group) pairs whose coefficients sum to 1. Where all contributions of a group have
+    one sign (`one_sided`), division is exact; a unit for which a group is empty gives that group's share to the
+    others, and where all are empty `fallback` steps in, so that no relevance leaks. Other rules are stabilised.
+    """
+
+    groups: tuple[tuple[float, Group], ...] = ()
+    fallback: tuple[Group, ...] = ()
+    one_sided: bool = False
+    sign_selective: bool = False  # would negated weights give other shares? (Contrastive(kind=2) needs it)
+    epsilon: float = 1e-6
+    relative: bool = True
+
+    def __repr__(self):
+        return f"{type(self).__name__}()"
+
+    def complaint(self, xs: list[Tensor]) -> str | None:
+        """What about these inputs breaks the rule's assumptions (None if nothing does)."""
+        return None
+
+
+@dataclass(frozen=True)
+class Epsilon(Rule):
+    r"""LRP-epsilon: contributions in proportion to x_i w_ij, with a stabiliser that dampens weak units.
+
+    .. math:: R_i = \sum_j \frac{x_i w_{ij}}{z_j + \epsilon_j \operatorname{sign} z_j} R_j
+
+    `epsilon` is scale-free: epsilon_j = epsilon * rms(z) of the sample. `relative=False` takes it as it is, as
+    papers of 2015-2016 do. With epsilon -> 0 this is LRP-0. At an addition it is the signed rule.
+
+    Source: bach2015pixel, eq. 58. Deviation: epsilon is relative by default.
+    """
+
+    epsilon: float = 1e-6
+    relative: bool = True
+
+    groups = ((1.0, PLAIN),)
+
+    def __post_init__(self):
+        if not self.epsilon >= 0:
+            raise ValueError(f"epsilon must be >= 0, not {self.epsilon}")
+
+
+@dataclass(frozen=True)
+class ZPlus(Rule):
+    r"""LRP-z+: positive contributions only, so relevance keeps its sign and its amount.
+
+    .. math:: R_i = \sum_j \frac{x_i^+ w_{ij}^+ + x_i^- w_{ij}^-}{\sum_{i'} (\cdot) + b_j^+} R_j
+
+    Source: montavon2017explaining. Deviation: where no input contributes positively, relevance is shared by the
+    magnitude of the negative contributions, and where nothing contributes, by |w|, instead of getting lost.
+    """
+
+    groups = ((1.0, POSITIVE),)
+    fallback = (NEGATIVE, UNIFORM)
+    one_sided = True
+    sign_selective = True
+
+
+@dataclass(frozen=True)
+class AlphaBeta(Rule):
+    r"""LRP-alpha-beta: alpha parts to positive contributions, minus beta parts to negative ones; alpha - beta = 1.
+
+    .. math:: R_i = \sum_j \Big(\alpha \frac{z_{ij}^+}{z_j^+} - \beta \frac{z_{ij}^-}{z_j^-}\Big) R_j
+
+    with z_j^+ and z_j^- including the bias' part of that sign. AlphaBeta(1, 0) is ZPlus.
+
+    Source: bach2015pixel, eq. 60. Deviation: a unit that has contributions of one sign only gives them R_j once
+    (the formula would give alpha R_j, and relevance would grow). Raises ValueError unless alpha - beta = 1, to 1e-6.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+
+    one_sided = True
+    sign_selective = True
+
+    def __post_init__(self):
+        if abs(self.alpha - self.beta - 1) > 1e-6 or self.beta < 0:
+            raise ValueError(f"alpha - beta must be 1 and beta >= 0; got alpha={self.alpha}, beta={self.beta}")
+
+    @property
+    def groups(self):
+        both = ((float(self.alpha), POSITIVE), (-float(self.beta), NEGATIVE))
+        return both if self.beta else both[:1]
+
+    @property
+    def fallback(self):
+        return (UNIFORM,) if self.beta else (NEGATIVE, UNIFORM)
+
+
+@dataclass(frozen=True)
+class Gamma(Rule):
+    r"""LRP-gamma, generalised: contributions of the unit's own sign count 1 + gamma times.
+
+    .. math:: R_i = \sum_j \frac{x_i^+ (w_{ij} + \gamma w_{ij}^+) + x_i^- (w_{ij} + \gamma w_{ij}^-)}
+              {\sum_{i'} (\cdot) + b_j + \gamma b_j^+} R_j \quad (z_j \ge 0)
+
+    and mirrored (w^+ and w^- exchanged) where z_j < 0, so that the denominator never is smaller than |z_j|.
+    gamma = 0 is Epsilon, gamma -> infinity is ZPlus on active units.
+
+    Source: montavon2019layer for x >= 0; the generalisation to inputs and outputs of any sign is the field's.
+    """
+
+    gamma: float = 0.25
+    epsilon: float = 1e-6
+
+    def __post_init__(self):
+        if not self.gamma >= 0:
+            raise ValueError(f"gamma must be >= 0, not {self.gamma}")
+
+    @property
+    def groups(self):
+        up, down = Tilt(self.gamma, pos), Tilt(self.gamma, neg)
+        return (
+            (1.0, Group((Part(pos, up), Part(neg, down)), bias=up, where=1)),
+            (1.0, Group((Part(pos, down), Part(neg, up)), bias=down, where=-1)),
+        )
+
+
+@dataclass(frozen=True)
+class ZBox(Rule):
+    r"""LRP-z^B for the first layer: pixels live in a box [low, high], and every pixel value can carry relevance.
+
+    .. math:: R_i = \sum_j \frac{x_i w_{ij} - l_i w_{ij}^+ - h_i w_{ij}^-}{\sum_{i'} (\cdot)} R_j
+
+    `low` and `high` are numbers or tensors that broadcast against the input, in the units of the network's input
+    (after normalisation). The bias takes no part. Padding contributes nothing.
+
+    Source: montavon2017explaining. Raises ValueError unless low < high.
+    """
+
+    low: float | Tensor = 0.0
+    high: float | Tensor = 1.0
+
+    fallback = (UNIFORM,)
+    one_sided = True
+    sign_selective = True
+
+    def __post_init__(self):
+        if not bool((torch.as_tensor(self.low) < torch.as_tensor(self.high)).all()):
+            raise ValueError(f"low must be below high everywhere; got low={self.low}, high={self.high}")
+
+    @property
+    def groups(self):
+        low, high = (Constant(-torch.as_tensor(b)) for b in (self.low, self.high))
+        return ((1.0, Group((Part(same, same), Part(low, pos), Part(high, neg)))),)
+
+    def complaint(self, xs):
+        low, high = (torch.as_tensor(b, dtype=xs[0].dtype, device=xs[0].device) for b in (self.low, self.high))
+        slack = 1e-4 * (high - low)
+        if ((xs[0] < low - slack) | (xs[0] > high + slack)).any():
+            return (
+                f"the input, {float(xs[0].min()):.3g} to {float(xs[0].max()):.3g}, leaves the box of {self!r}; "
+                "shares are no longer bounded: give low and high in the units of this layer's input"
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class WSquare(Rule):
+    r"""LRP-w^2 for the first layer: by squared weights, whatever the input.
+
+    .. math:: R_i = \sum_j \frac{w_{ij}^2}{\sum_{i'} w_{i'j}^2 + b_j^2} R_j
+
+    Source: montavon2017explaining.
+    """
+
+    groups = ((1.0, Group((Part(ones, square),), bias=square)),)
+    one_sided = True
+
+
+@dataclass(frozen=True)
+class Flat(Rule):
+    r"""LRP-flat: equally to all inputs that are connected. At an addition it is the symmetric split.
+
+    .. math:: R_i = \sum_j \frac{1}{\sum_{i'} 1} R_j
+
+    Source: bach2015pixel (as a way to fade relevance out towards the input).
+    """
+
+    groups = ((1.0, Group((Part(ones, ones),))),)
+    one_sided = True
+
+
+@dataclass(frozen=True)
+class Ratio(Rule):
+    r"""By magnitude of the contributions: bounded and conserving, blind to their sign.
+
+    .. math:: R_i = \sum_j \frac{|x_i w_{ij}|}{\sum_{i'} |x_{i'} w_{i'j}| + |b_j|} R_j
+
+    At an addition this is the ratio-based relevance splitting, the default there.
+
+    Source: otsuki2024layer. Deviation: 0/0 gives equal parts.
+    """
+
+    groups = ((1.0, Group((Part(magnitude, magnitude),), bias=magnitude)),)
+    fallback = (UNIFORM,)
+    one_sided = True
+
+
+@dataclass(frozen=True)
+class Pass(Rule):
+    """Relevance goes through unchanged: R_i = R_i. Input and output must have the same shape."""
+
+
+Symmetric = Flat

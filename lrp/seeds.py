@@ -1,0 +1,109 @@
+"""Seeds: where relevance starts at the output.
+
+A seed turns the output f (N, K) and the targets (T, N) into relevance (T, N, K). All the rest of the walk is
+linear in it, so contrasts between classes are seeds too: one signed pass instead of two.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def one_hot(target: Tensor, output: Tensor) -> Tensor:
+    """1 at the target, 0 elsewhere: (T, N), (N, K) -> (T, N, K)."""
+    return F.one_hot(target, output.shape[-1]).to(output.dtype)
+
+
+class Seed:
+    """Base of all seeds; `negate_last` asks for the last layer's contrast (Contrastive of kind 2)."""
+
+    negate_last = False
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """Relevance at the output: (N, K), (T, N) -> (T, N, K)."""
+        raise NotImplementedError
+
+    def finish(self, relevance: Tensor) -> Tensor:
+        """What is shown of the relevance of the input (everything, by default)."""
+        return relevance
+
+
+@dataclass(frozen=True)
+class Logit(Seed):
+    """Relevance starts as the target's logit: R_k = f_k for k = t, else 0 (bach2015pixel)."""
+
+    def __call__(self, output, target):
+        return one_hot(target, output) * output
+
+
+@dataclass(frozen=True)
+class OneHot(Seed):
+    """Relevance starts as 1 at the target: the map says which share of it each pixel gets."""
+
+    def __call__(self, output, target):
+        return one_hot(target, output)
+
+
+@dataclass(frozen=True)
+class Probability(Seed):
+    """Relevance starts as the target's softmax probability, at the logit (otsuki2024layer)."""
+
+    def __call__(self, output, target):
+        return one_hot(target, output) * output.softmax(-1)
+
+
+@dataclass(frozen=True)
+class SoftmaxGradient(Seed):
+    """SGLRP: R_t = y_t (1 - y_t), R_n = -y_t y_n, with y the softmax (iwana2019explaining).
+
+    The seed is d y_t / d f; it sums to zero. Deviation from the released code: one signed pass, no rescaling.
+    """
+
+    def __call__(self, output, target):
+        y = output.softmax(-1)
+        t = one_hot(target, output)
+        y_t = (t * y).sum(-1, keepdim=True)
+        return y_t * (t - y)
+
+
+@dataclass(frozen=True)
+class Contrastive(Seed):
+    r"""CLRP: relevance of the target minus that of its virtual opposite, in one signed pass (gu2018understanding).
+
+    kind=1: the opposite is all other classes, with the same total,
+    R_t = f_t and R_k = -f_t / (K - 1); `others="logit"` weighs them by |f_k| instead, as the authors' program does.
+    kind=2: the opposite is the target's own neuron with negated weights in the last layer; its rule must tell
+    positive from negative weights (z+, alpha-beta, z^B; epsilon would give exactly zero and is refused).
+
+    `positive=True` shows max(0, R), element by element, as the paper does; the ledger keeps the signed books.
+    Deviation: the authors' program first scales both maps to sum 1.
+    """
+
+    kind: int = 1
+    others: str = "uniform"
+    positive: bool = True
+
+    def __post_init__(self):
+        if self.kind not in (1, 2):
+            raise ValueError(f"kind must be 1 or 2, not {self.kind!r}")
+        if self.others not in ("uniform", "logit"):
+            raise ValueError(f"others must be 'uniform' or 'logit', not {self.others!r}")
+
+    @property
+    def negate_last(self):
+        return self.kind == 2
+
+    def __call__(self, output, target):
+        t = one_hot(target, output)
+        R = t * output
+        if self.kind == 2:
+            return R
+        if output.shape[-1] < 2:
+            raise ValueError("Contrastive(kind=1) needs at least two classes; kind=2 works for a single output")
+        weight = (1 - t) * (output.abs() if self.others == "logit" else torch.ones_like(output))
+        return R - R.sum(-1, keepdim=True) * weight / weight.sum(-1, keepdim=True)
+
+    def finish(self, relevance):
+        return relevance.clamp(min=0) if self.positive else relevance

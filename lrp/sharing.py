@@ -1,0 +1,160 @@
+"""One step of the walk: a rule applied at a linear node. The numerics of LRP live here and nowhere else."""
+
+import torch
+from torch import Tensor
+
+from .operators import Operator
+from .rules import PLAIN, Group, Rule, magnitude, neg, pos, same
+
+
+def rms(z: Tensor) -> Tensor:
+    """Root mean square of each sample, with a floor for samples that are zero: (N, ...) -> (N, 1, ...)."""
+    wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    scale = wide.flatten(1).square().mean(1).sqrt().clamp(min=torch.finfo(z.dtype).tiny)
+    return scale.to(z.dtype).view(-1, *[1] * (z.dim() - 1))
+
+
+def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True) -> Tensor:
+    """z moved away from zero, scale-free: z + sign(z) epsilon rms(z) per sample, with sign(0) = +1.
+
+    In half precision epsilon is at least the smallest relative step of the dtype. `relative=False` takes epsilon
+    as an absolute number. Shapes: (N, ...) -> (N, ...).
+    """
+    if relative:
+        shift = max(epsilon, torch.finfo(z.dtype).eps if z.element_size() < 4 else 0.0) * rms(z)
+    else:
+        shift = torch.full_like(z[:1], epsilon)
+    return z + torch.where(z < 0, -shift, shift)
+
+
+def total(t: Tensor) -> Tensor:
+    """Sum per target and sample, at least in float32: (T, N, ...) -> (T, N)."""
+    return t.flatten(2).sum(-1, dtype=torch.float32 if t.element_size() < 4 else t.dtype).double()
+
+
+class Step:
+    """The relevance R (T, N, ...) that arrives at one linear node, and what becomes of it.
+
+    After `share`: `relevance`, one (T, N, ...) per input of the node, and what the `bias` and the `stabiliser`
+    kept, (T, N) each.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        xs: list[Tensor],
+        z: Tensor | None,
+        R: Tensor,
+        weights: tuple[Tensor, Tensor | None],
+        parts: dict,
+        absorb: bool = True,
+        nonnegative: bool = False,
+    ):
+        self.operator, self.xs, self.z, self.R = operator, xs, z, R
+        self.w, self.b = weights
+        self.parts, self.absorb, self.nonnegative = parts, absorb, nonnegative
+        self.relevance: list[Tensor | None] = [None] * len(xs)
+        self.bias = self.stabiliser = 0.0
+
+    def _weight(self, part) -> Tensor | None:
+        """A part of the weight, kept for the next call; None where a fixed weight has no such part."""
+        if part not in self.parts:
+            w = part(self.w)
+            self.parts[part] = None if w.dim() == 0 and w == 0 else w
+        return self.parts[part]
+
+    def _inputs(self, part) -> list[Tensor] | None:
+        """A part of the inputs; None where it is known to vanish (x- after a ReLU)."""
+        if self.nonnegative and part in (neg, pos, magnitude):
+            return None if part is neg else self.xs
+        return self.xs if part is same else [part(x) for x in self.xs]
+
+    def _bias(self, group: Group) -> Tensor | None:
+        return group.bias(self.b) if self.absorb and group.bias and self.b is not None else None
+
+    def _terms(self, group: Group):
+        for part in group.parts:
+            xs, w = self._inputs(part.x), self._weight(part.w)
+            if xs is not None and w is not None:
+                yield xs, w
+
+    def output(self) -> Tensor:
+        """z as the rule sees it: with the bias if that is absorbed, without if it is excluded."""
+        if self.z is None:
+            self.z = self.operator.forward(self.xs, self.w, self.b)
+        if self.absorb or self.b is None:
+            return self.z
+        return self.z - self.operator.spread(self.b, self.z)
+
+    def measure(self, group: Group) -> Tensor:
+        """The group's denominator, (N, ...)."""
+        if group is PLAIN:
+            return self.output()
+        z = None
+        for xs, w in self._terms(group):
+            term = self.operator.apply(xs, w)
+            z = term if z is None else z + term
+        if z is None:
+            z = torch.zeros_like(self.output())
+        b = self._bias(group)
+        return z if b is None else z + self.operator.spread(b, z)
+
+    def send(self, group: Group, s: Tensor) -> None:
+        """Hand s = c R / z (T, N, ...) down to the group's contributions, and the bias its share."""
+        for xs, w in self._terms(group):
+            for k, (x, back) in enumerate(zip(xs, self.operator.transpose(s, w, xs), strict=True)):
+                R = x * back
+                self.relevance[k] = R if self.relevance[k] is None else self.relevance[k] + R
+        b = self._bias(group)
+        if b is not None:
+            self.bias = self.bias + total(s * self.operator.spread(b, s[0]))
+
+    def share(self, rule: Rule) -> "Step":
+        """Apply the rule."""
+        if rule.one_sided:
+            self._share_exactly(rule)
+        else:
+            self._share_stabilised(rule)
+        for k, x in enumerate(self.xs):
+            if self.relevance[k] is None:
+                self.relevance[k] = self.R.new_zeros(len(self.R), *x.shape)
+        return self
+
+    def _share_stabilised(self, rule: Rule) -> None:
+        z = self.output()
+        for c, group in rule.groups:
+            R = self.R if c == 1 else c * self.R
+            if group.where:
+                here = z >= 0 if group.where > 0 else z < 0
+                R = R * here
+                if not R.any():
+                    continue
+            z_g = self.measure(group)
+            z_s = stabilise(z_g, rule.epsilon, rule.relative)
+            s = R / z_s
+            self.send(group, s)
+            self.stabiliser = self.stabiliser + total(s * (z_s - z_g))
+
+    def _share_exactly(self, rule: Rule) -> None:
+        measured = [(c, group, self.measure(group)) for c, group in rule.groups]
+        alive = [_alive(z) for _, _, z in measured]
+        if all(bool(a.all()) for a in alive):
+            for c, group, z in measured:
+                self.send(group, (self.R if c == 1 else c * self.R) / z)
+            return
+        weight = sum(c * a for (c, _, _), a in zip(measured, alive, strict=True))  # what of 1 is taken care of
+        for (c, group, z), a in zip(measured, alive, strict=True):
+            self.send(group, self.R * torch.where(a, c / (weight * z), 0))
+        rest = (weight == 0) & (self.R != 0).any(0)
+        for group in rule.fallback:
+            if not rest.any():
+                return
+            z = self.measure(group)
+            here = rest & _alive(z)
+            self.send(group, self.R * torch.where(here, 1 / z, 0))
+            rest = rest & ~here
+
+
+def _alive(z: Tensor) -> Tensor:
+    """Where a sum of contributions of one sign is more than the rounding noise of its sample."""
+    return z.abs() > 32 * torch.finfo(z.dtype).eps * rms(z)

@@ -1,0 +1,207 @@
+"""The two passes: a forward pass that keeps what the rules will ask for, and the walk back over the graph."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import vocabulary as v
+from .errors import LRPError, LRPWarning, UnsupportedOperation
+from .explanation import Entry
+from .graph import Node
+from .operators import reduce_to
+from .rules import Epsilon, Gamma, Pass, Rule
+from .sharing import Step, total
+
+if TYPE_CHECKING:
+    from .engine import LRP
+
+LOCAL = (v.AVERAGE, v.MAXIMUM, v.REARRANGE)  # nodes whose own small autograd graph is kept until the walk
+PASSING = (v.ACTIVATION, v.NORM, v.SCALE)
+
+
+class Tape:
+    """Values of the nodes during one forward pass, each kept as long as someone will ask for it."""
+
+    def __init__(self, explainer: LRP):
+        self.explainer, self.graph = explainer, explainer.graph
+        self.values: dict[Node, object] = {}
+        self.local: dict[Node, tuple] = {}
+        self.shapes: dict[Node, torch.Size] = {}
+        self.uses = dict(self.graph.users)
+        for node in self.graph.nodes:
+            for needed in self._needed(node):
+                self.uses[needed] += 1
+
+    def _needed(self, node: Node) -> set[Node]:
+        """Whose values the walk needs at this node."""
+        rule = self.explainer.rules[node]
+        if rule is None or isinstance(rule, Pass):
+            return set()
+        own = {node} if isinstance(rule, (Epsilon, Gamma)) or node.kind == v.AVERAGE else set()
+        return own | self.graph.reads[node]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the network; x (N, ...) -> output (N, K)."""
+        self.uses[self.graph.output] += 1
+        for node in self.graph.nodes:
+            self.values[node] = value = x if node.kind == v.INPUT else self._run(node)
+            if isinstance(value, Tensor):
+                self.shapes[node] = value.shape
+            for source in self.graph.reads[node]:
+                self.release(source)
+        return self.values[self.graph.output]
+
+    def _run(self, node: Node):
+        if node.kind in (*v.WEIGHTED, v.BATCHNORM):
+            operator = node.operator(self.values)
+            (w, b), _ = self.explainer.weights(node, operator)
+            return operator.forward([self.values[node.inputs[0]]], w, b)
+        rule = self.explainer.rules[node]
+        generic = node.kind == v.UNKNOWN and rule is not None and not isinstance(rule, Pass)
+        if node.kind not in LOCAL and not generic:
+            return node.run(self.values)
+        leaves = {n: self.values[n].detach().requires_grad_() for n in node.sources}
+        with torch.enable_grad():
+            value = node.run({**self.values, **leaves})
+        if value.requires_grad:
+            self.local[node] = (list(leaves.values()), value)
+        return value.detach()
+
+    def back(self, node: Node, R: Tensor) -> list[Tensor]:
+        """Vector-Jacobian product of a local graph, for each target: (T, N, ...) -> one (T, N, ...) per source."""
+        leaves, value = self.local[node]
+        rows = [torch.autograd.grad(value, leaves, r, retain_graph=True, allow_unused=True) for r in R]
+        stacked = zip(*rows, strict=True)
+        return [torch.stack(list(g)) if g[0] is not None else R.new_zeros(len(R), *leaf.shape)
+                for g, leaf in zip(stacked, leaves, strict=True)]  # fmt: skip
+
+    def release(self, node: Node) -> None:
+        """One user less; the last one takes the value along."""
+        self.uses[node] -= 1
+        if self.uses[node] <= 0:
+            self.values.pop(node, None)
+
+    def done(self, node: Node) -> None:
+        """The walk has passed this node."""
+        for needed in self._needed(node):
+            self.release(needed)
+        self.local.pop(node, None)
+
+
+class Walk:
+    """The way back: relevance (T, N, ...) by node, from the output to the input."""
+
+    def __init__(self, explainer: LRP, tape: Tape, contrast: bool):
+        self.explainer, self.tape, self.contrast = explainer, tape, contrast
+        self.graph, self.rules = explainer.graph, explainer.rules
+        self.R: dict[Node, Tensor] = {}
+        self.arrived: dict[Node, Tensor] = {}  # sum of R by node, (T, N)
+        self.entries: list[Entry] = []
+
+    def back(self, R: Tensor, x: Tensor, wanted: set[Node]) -> tuple[Tensor, dict[Node, Tensor]]:
+        """Walk from the output to the input; returns the input's relevance and that of the wanted nodes."""
+        kept = {node: R.new_zeros(len(R), *self.tape.shapes[node]) for node in wanted}
+        self.R[self.graph.output], self.arrived[self.graph.output] = R, total(R)
+        for node in reversed(self.graph.nodes):
+            R_node = self.R.pop(node, None)
+            if R_node is not None:
+                if node in wanted:
+                    kept[node] = R_node
+                if node.kind == v.INPUT:
+                    return R_node, kept
+                self._visit(node, R_node)
+            self.tape.done(node)
+        return R.new_zeros(len(R), *x.shape), kept  # relevance never reached the input
+
+    def _visit(self, node: Node, R: Tensor) -> None:
+        entry = Entry(node.name, node.kind, "", self.arrived[node], 0.0)
+        rule = self.rules[node]
+        if isinstance(rule, Pass):
+            shares = self._pass(node, R)
+        elif node.kind in v.LINEAR or (node.kind == v.UNKNOWN and rule is not None):
+            shares = self._share(node, rule, R, entry)
+        elif node.kind in PASSING:
+            shares = [(node.inputs[0], reduce_to(R, self._like(node.inputs[0])))]
+        elif node.kind in LOCAL:
+            shares = list(zip(node.sources, self.tape.back(node, R), strict=True))
+        elif node.kind == v.PRODUCT:
+            shares = self._product(node, R)
+        else:
+            raise no_rule(node)
+        entry.rule = repr(rule) if rule is not None else "Pass()" if node.kind in PASSING else node.kind
+        amounts = [self.arrived[node] if share is R else total(share) for _, share in shares]
+        entry.relevance_in = sum(amounts)
+        if "pad" in node.op:  # what went to padded constants, it keeps like a bias
+            entry.bias = entry.relevance_out - entry.relevance_in
+        self.entries.append(entry)
+        for (source, share), amount in zip(shares, amounts, strict=True):
+            self.R[source] = self.R[source] + share if source in self.R else share
+            self.arrived[source] = self.arrived[source] + amount if source in self.arrived else amount
+
+    def _like(self, node: Node) -> Tensor:
+        return torch.empty(self.tape.shapes[node], device="meta")
+
+    def _share(self, node: Node, rule: Rule, R: Tensor, entry: Entry) -> list[tuple[Node, Tensor]]:
+        """A rule at a linear node; at the last layer of a contrast, minus the same with negated weights."""
+        values = self.tape.values
+        operator = node.operator(values, local=lambda s: self.tape.back(node, s))
+        weights, parts = self.explainer.weights(node, operator)
+        inputs = node.inputs[:1] if node.kind in v.WEIGHTED else node.inputs
+        xs = [values[n] for n in inputs]
+        complaint = rule.complaint(xs)
+        if complaint:
+            warnings.warn(f"node `{node.name}`: {complaint}", LRPWarning, stacklevel=6)
+        options = {"absorb": self.explainer.composite.bias == "absorb",
+                   "nonnegative": all(n.nonnegative for n in inputs)}  # fmt: skip
+        step = Step(operator, xs, values.get(node), R, weights, parts, **options).share(rule)
+        relevance, entry.bias, entry.stabiliser = step.relevance, step.bias, step.stabiliser
+        if self.contrast and node in self.graph.last:
+            if not rule.sign_selective:
+                raise LRPError(
+                    f"Contrastive(kind=2) is identically zero under {rule!r} at the last layer `{node.name}`: negated "
+                    f"weights give the same shares. Give that layer another rule, as in "
+                    f"overrides={{'{node.name}': rules.ZPlus()}}"
+                )
+            w, b = weights
+            dual = Step(operator, xs, None, R, (-w, None if b is None else -b), {}, **options)
+            z = self.tape.values.get(node)
+            dual.z = None if z is None else -z
+            dual.share(rule)
+            relevance = [a - d for a, d in zip(relevance, dual.relevance, strict=True)]
+            entry.bias, entry.stabiliser = entry.bias - dual.bias, entry.stabiliser - dual.stabiliser
+            entry.relevance_out = entry.relevance_out * 0
+        return list(zip(inputs, relevance, strict=True))
+
+    def _pass(self, node: Node, R: Tensor) -> list[tuple[Node, Tensor]]:
+        for source in node.inputs:
+            if self.tape.shapes[source] == R.shape[1:]:
+                return [(source, R)]
+        raise UnsupportedOperation(
+            f"Pass() at node `{node.name}` needs an input shaped like its output {tuple(R.shape[1:])}; its inputs are "
+            f"{', '.join(f'{n.name} {tuple(self.tape.shapes[n])}' for n in node.inputs)}"
+        )
+
+    def _product(self, node: Node, R: Tensor) -> list[tuple[Node, Tensor]]:
+        """Everything to the signal; equal halves where nothing tells signal from gate (achtibat2024attnlrp)."""
+        a, b = (self._like(n) for n in node.inputs)
+        gate = node.gate
+        if gate is None and a.numel() != b.numel():
+            gate = 0 if a.numel() < b.numel() else 1
+        if gate is not None:
+            signal = node.inputs[1 - gate]
+            return [(signal, reduce_to(R, self._like(signal)))]
+        return [(n, reduce_to(R / 2, self._like(n))) for n in node.inputs]
+
+
+def no_rule(node: Node) -> UnsupportedOperation:
+    hint = f"pass overrides={{'{node.name}': rules.Pass()}} to let relevance through, or rules.Epsilon() to share it"
+    if "softmax" in node.op:
+        hint = (
+            "relevance should start at the logits: take the softmax off the end of the model (seeds.Probability() "
+            f"scales the logit's relevance by it), or pass overrides={{'{node.name}': rules.Pass()}}"
+        )
+    return UnsupportedOperation(f"node `{node.name}` calls {node.op}, which has no rule: {hint}")
