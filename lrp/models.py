@@ -1,0 +1,251 @@
+"""Networks to explain, always trained: two small ones of our own, BVLC GoogLeNet, torchvision's classifiers.
+
+`load(name)` gives a network in eval mode, `normalizer(name)` what its input must go through, `report` how
+good it is: look at that before explaining anything. Our own networks know the digit in a scene of
+`lrp.datasets` and are committed.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import safetensors.torch
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from .datasets import CAFFE, DATA, IMAGENET, SCENE, find, imagenet_classes
+from .errors import DataError
+from .googlenet import BVLCGoogLeNet
+
+CHECKPOINTS = DATA / "checkpoints"
+
+
+# ---------------------------------------------------------------- small networks for scenes
+
+
+class SceneVGG(nn.Module):
+    """VGG-11 in miniature (Simonyan 2015): 3 x 3 convolutions, max pools, two dense layers, no BatchNorm.
+
+    Input (N, 3, 64, 64), normalized by `datasets.SCENE`; output (N, 10) logits. Layer names as in
+    torchvision.
+    """
+
+    def __init__(self, widths=(16, "M", 32, "M", 48, 48, "M", 64, 64, "M"), hidden=96, classes=10):
+        super().__init__()
+        layers, before = [], 3
+        for width in widths:
+            if width == "M":
+                layers += [nn.MaxPool2d(2)]
+            else:
+                layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(inplace=True)]
+                before = width
+        side = 64 // 2 ** widths.count("M")
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.Linear(before * side * side, hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.25),
+            nn.Linear(hidden, classes),
+        )
+
+    def forward(self, x):
+        return self.classifier(torch.flatten(self.features(x), 1))
+
+
+class SceneResNet(ResNet):
+    """torchvision's ResNet-18 with narrow stages: eight of its BasicBlocks, put together as it does.
+
+    Input (N, 3, 64, 64), normalized by `datasets.SCENE`; output (N, 10) logits. For the small pictures
+    conv1 is 3 x 3 with stride 1.
+    """
+
+    def __init__(self, widths=(16, 24, 40, 64), classes=10):
+        nn.Module.__init__(self)  # the parts are built here, what is done with them is torchvision's
+        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        for number, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False), start=1):
+            self.add_module(f"layer{number}", self._stage(before, width, stride=1 if number == 1 else 2))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(widths[-1], classes)
+
+    @staticmethod
+    def _stage(before, width, stride):
+        downsample = None
+        if stride > 1:
+            downsample = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        return nn.Sequential(BasicBlock(before, width, stride, downsample), BasicBlock(width, width))
+
+
+SCENE_NETWORKS = {"scene_vgg": SceneVGG, "scene_resnet": SceneResNet}
+
+
+def untrained(name, seed=0):
+    """A scene network with fresh weights (He 2015) that depend on the seed alone: the start of training."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        model = SCENE_NETWORKS[name]()
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model
+
+
+# ---------------------------------------------------------------- loading
+
+_FOUND = {  # weights in other people's archives, under LRP_DATA
+    "squeezenet1_1": ("weights/imagenet/squeezenet1_1_tvnorm.pth",),
+    "mobilenet_v2": ("weights/imagenet/mobilenet_v2_coral_tvnorm.pth",),
+    "bvlc_googlenet": ("weights/imagenet/bvlc_googlenet_caffe.pth",),
+    "bvlc_googlenet_rgb": (
+        "weights/imagenet/bvlc_googlenet_caffe.pth",
+        "weights/imagenet/bvlc_googlenet_conv1_tvnorm_overlay.pth",
+    ),
+}
+
+
+def normalizer(name):
+    """The `datasets.Normalizer` that a network's input goes through."""
+    return SCENE if name in SCENE_NETWORKS else CAFFE if name == "bvlc_googlenet" else IMAGENET
+
+
+def load(name, device="cpu", dtype=None):
+    """A trained network in eval mode: `scene_vgg`, `scene_resnet`, `bvlc_googlenet`, or a classifier of
+    torchvision.
+
+    `bvlc_googlenet` takes Caffe's input (BGR), `bvlc_googlenet_rgb` the usual one of torchvision: see
+    `normalizer`. Raises DataError naming the file and the way to get it.
+    """
+    with torch.random.fork_rng(devices=[]):  # building draws random numbers: the user's stay as they were
+        model, state = _scene_network(name) if name in SCENE_NETWORKS else _pretrained(name)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise DataError(f"the weights found for {name} belong to another network: {error}") from None
+    for auxiliary in ("aux1", "aux2", "AuxLogits"):  # heads that only training uses
+        if getattr(model, auxiliary, None) is not None:
+            setattr(model, auxiliary, None)
+            model.aux_logits = False
+    return model.eval().to(device=device, dtype=dtype)
+
+
+def _scene_network(name):
+    path, entry = CHECKPOINTS / f"{name}.safetensors", index().get(name)
+    if entry is None or not path.exists():
+        raise DataError(f"no checkpoint of {name} in {CHECKPOINTS}: run `make train`")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise DataError(
+            f"{path} is not the file that {CHECKPOINTS / 'index.json'} describes: restore both from git, "
+            "or run `make train`"
+        )
+    return SCENE_NETWORKS[name](), safetensors.torch.load(data)
+
+
+def _pretrained(name):
+    if name.startswith("bvlc_googlenet") and name in _FOUND:
+        model = BVLCGoogLeNet()
+    elif name in torchvision.models.list_models(module=torchvision.models):
+        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        options |= {"transform_input": True} if options else {}
+        model = torchvision.models.get_model(name, weights=None, **options)
+    else:
+        raise DataError(
+            f"no network is called {name!r}: there are {', '.join([*SCENE_NETWORKS, *_FOUND])} "
+            "and the classifiers of torchvision.models"
+        )
+    state = {}
+    for path in _weights(name):
+        try:
+            state |= torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a cut or foreign file fails in many ways
+            raise DataError(
+                f"{path} cannot be read as weights of {name} ({type(error).__name__}): "
+                f"delete it and run `python -m lrp.downloads {name}`"
+            ) from error
+    return model, state
+
+
+def _weights(name):
+    try:
+        return [find(path, fix="set LRP_DATA to the folder that has it: see data/README.md") for path in _FOUND[name]]
+    except (KeyError, DataError):
+        if name.startswith("bvlc"):
+            raise
+    file = Path(torchvision_weights(name).url).name
+    return [find(f"weights/{file}", fix=f"run `python -m lrp.downloads {name}`")]
+
+
+def torchvision_weights(name):
+    """torchvision's description of a classifier's original ImageNet weights: `.url`, `.meta`."""
+    choices = torchvision.models.get_model_weights(name)
+    return getattr(choices, "IMAGENET1K_V1", None) or choices.DEFAULT
+
+
+def index():
+    """What `make train` wrote about each committed checkpoint: sha256, accuracy, seed, epochs, parameters."""
+    path = CHECKPOINTS / "index.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+# ---------------------------------------------------------------- how good is it?
+
+
+@torch.no_grad()
+def report(model, inputs, labels, name="model", batch=250):
+    """How good a network is on inputs (N, ...) with labels (N,): a table with one row.
+
+    Columns: n; accuracy; low and high, the ends of its 95 % interval (Wilson 1927); confidence, the mean
+    probability of the predicted class. The model runs in eval mode, on its own device and dtype, and is left
+    as it was.
+    """
+    like, modes = next(model.parameters()), [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        logits = torch.cat([model(part.to(like)).cpu() for part in inputs.split(batch)])
+    finally:
+        for module, training in modes:
+            module.training = training
+    confidence, predicted = F.softmax(logits.double(), 1).max(1)
+    hits = (predicted == labels.cpu()).sum().item()
+    low, high = wilson(hits, len(labels))
+    return pd.DataFrame(
+        {
+            "n": len(labels),
+            "accuracy": hits / len(labels),
+            "low": low,
+            "high": high,
+            "confidence": confidence.mean().item(),
+        },
+        index=[name],
+    )
+
+
+def wilson(hits, n, z=1.959964):
+    """The 95 % interval of a proportion (Wilson 1927), as (low, high)."""
+    middle, share = (hits + z * z / 2) / (n + z * z), hits / n
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return middle - half, middle + half
+
+
+def found(names, device="cpu"):
+    """(name, network) for those networks whose weights are here; for others, prints the fix."""
+    for name in names:
+        try:
+            yield name, load(name, device)
+        except DataError as error:
+            print(f"skipped {name}: {error}")
+
+
+def class_name(name, logits):
+    """What a network's first output (N, K) says in words: a digit, or the name of an ImageNet class."""
+    k = int(logits[0].argmax())
+    return str(k) if name in SCENE_NETWORKS else imagenet_classes()[k]
