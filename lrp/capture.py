@@ -23,12 +23,12 @@ from .graph import Graph, Node, ancestors, fold, references
 def capture(model: nn.Module, fold_batchnorm: bool = True) -> Graph:
     """Trace `model` into a Graph; raises CaptureError with the way out where fx cannot follow."""
     if isinstance(model, fx.GraphModule):
-        traced, paths, returned = model.graph, {}, {}
+        traced, paths, returned, constants = model.graph, {}, {}, {}
     else:
         tracer = _Tracer()
         traced = _trace(tracer, model)
-        paths, returned = tracer.paths, tracer.returned
-    graph = _Translation(model, traced, paths).graph(returned)
+        paths, returned, constants = tracer.paths, tracer.returned, tracer.constants
+    graph = _Translation(model, traced, paths, constants).graph(returned)
     return fold(graph) if fold_batchnorm else graph
 
 
@@ -69,6 +69,7 @@ def _trace(tracer: fx.Tracer, model: nn.Module) -> fx.Graph:
             f"{type(model).__name__}.forward takes {len(required)} inputs ({', '.join(required)}); one tensor can "
             "be explained: wrap the model in a module whose forward takes that tensor and fixes the others"
         )
+    before = set(vars(model))
     defaults = {p.name: p.default for p in params[1:] if p.default is not p.empty}
     try:
         return tracer.trace(model, concrete_args=defaults or None)
@@ -79,12 +80,15 @@ def _trace(tracer: fx.Tracer, model: nn.Module) -> fx.Graph:
             "cannot be followed: rewrite it with tensor operations, or hand over an fx.GraphModule from a tracer "
             "that keeps this module as a leaf"
         ) from error
+    finally:  # fx stows constants that forward makes on the model
+        tracer.constants = {name: vars(model).pop(name) for name in set(vars(model)) - before}
 
 
 class _Translation:
     """From fx nodes to ours, in one pass; `now` maps each fx node to the node that holds its value now."""
 
-    def __init__(self, model: nn.Module, traced: fx.Graph, paths: dict[fx.Node, str]):
+    def __init__(self, model: nn.Module, traced: fx.Graph, paths: dict[fx.Node, str], constants: dict):
+        self.constants = constants
         self.model, self.traced, self.paths = model, traced, paths
         self.now: dict[fx.Node, Node] = {}
         self.same: dict[fx.Node, set[fx.Node]] = {}  # fx nodes that are the same tensor, after in-place calls
@@ -125,8 +129,8 @@ class _Translation:
         node.nonnegative = _nonnegative(node)
         self.now[fx_node] = node
         self.same[fx_node] = {fx_node}
-        if self._inplace(fx_node) and isinstance(fx_node.args[0], fx.Node):
-            group = self.same[fx_node.args[0]] | {fx_node}
+        if self._inplace(fx_node) and isinstance(_first(fx_node), fx.Node):
+            group = self.same[_first(fx_node)] | {fx_node}
             for alias in group:
                 self.now[alias], self.same[alias] = node, group
 
@@ -151,6 +155,9 @@ class _Translation:
 
     def get_attr(self, fx_node: fx.Node) -> Node:
         path, _, name = fx_node.target.rpartition(".")
+        if fx_node.target in self.constants:
+            value = self.constants[fx_node.target]
+            return Node(self._name(fx_node.target), v.CONSTANT, "constant", call=lambda: value)
         return Node(self._name(fx_node.target), v.CONSTANT, "get_attr",
                     call=lambda: getattr(self._module(path), name))  # fmt: skip
 
@@ -191,7 +198,7 @@ class _Translation:
             _summands(node)
         elif node.kind == v.PRODUCT:
             _factors(node)
-        elif node.kind in (*v.WEIGHTED, v.BATCHNORM) and node.inputs != (node.args[0],):
+        elif node.kind in (*v.WEIGHTED, v.BATCHNORM) and node.inputs != (_first(node),):
             node.kind = v.UNKNOWN  # a kernel computed from the input
         elif node.op in v.PIECEWISE:
             node.kind = v.PIECES
@@ -200,9 +207,14 @@ class _Translation:
         return node
 
 
+def _first(node):
+    """The first argument of a node (or of an fx node), given by position or by keyword."""
+    return next(iter((*node.args, *node.kwargs.values())), None)
+
+
 def _summands(node: Node) -> None:
     """Signs of the summands; whatever is no input is a constant, that is, a bias."""
-    a, b = (*node.args, *node.kwargs.values())[:2]
+    a, b = (*node.args, *(k for name, k in node.kwargs.items() if name != "alpha"))
     alpha = node.kwargs.get("alpha", 1.0)
     signs = {"sub": (1.0, -alpha), "subtract": (1.0, -alpha), "rsub": (-alpha, 1.0)}.get(node.op, (1.0, alpha))
     terms = list(zip(signs, (a, b), strict=True))
@@ -214,7 +226,7 @@ def _factors(node: Node) -> None:
     """Times a constant is a scale; of two factors that carry, the one a squashing function made is the gate."""
     divides = "div" in node.op
     if len(node.inputs) == 1:
-        node.kind = v.UNKNOWN if divides and node.inputs[0] is not node.args[0] else v.SCALE
+        node.kind = v.UNKNOWN if divides and node.inputs[0] is not _first(node) else v.SCALE
     elif divides:
         node.gate = 1
     else:
@@ -225,18 +237,19 @@ def _factors(node: Node) -> None:
 def _is_gate(node: Node) -> bool:
     while (node.kind == v.REARRANGE and len(node.inputs) == 1) or node.op in v.KEEPS_SIGN_NAMES:
         node = node.inputs[0]
-    return node.op in v.GATES
+    return node.op in v.GATES and (node.kind == v.ACTIVATION or node.op == "softmax")
 
 
 def _piece(node: Node) -> None:
     """x.chunk(2)[1] as one node, so that relevance returns to x without a stop in between."""
     pieces, index = node.inputs[0], node.args[1]
+    node.kind = v.PIECES if isinstance(index, slice) else node.kind
     node.call = lambda *args, **kwargs: pieces.call(*args, **kwargs)[index]
     node.args, node.kwargs, node.inputs = pieces.args, pieces.kwargs, pieces.inputs
 
 
 def _nonnegative(node: Node) -> bool:
-    if node.op in v.NONNEGATIVE:
+    if node.op in v.NONNEGATIVE and node.kind == v.ACTIVATION and not isinstance(node.module, tuple(v.REGISTERED)):
         return True
     below = bool(node.inputs) and all(i.nonnegative for i in node.inputs)
     if node.kind == v.ADD:

@@ -45,13 +45,17 @@ def tensor(x: Tensor, model: nn.Module) -> None:
 
 
 def fingerprint(model: nn.Module) -> tuple:
-    """A cheap mark of the model's state: identity, version and a few values of each parameter and buffer."""
+    """A cheap mark of the model's state: identity, version and two sums of each parameter and buffer.
+
+    Versions tell of changes in place, sums of those that torch does not count (through `.data`).
+    """
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     versions = tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors)
     if not tensors:
         return versions
-    samples = [t.detach().flatten()[:: max(1, t.numel() // 16)][:17].sum(dtype=torch.float64).cpu() for t in tensors]
-    return (*versions, torch.stack(samples).numpy().tobytes())
+    flat = [t.detach().flatten() for t in tensors]
+    sums = [part.sum(dtype=torch.float64).cpu() for t in flat for part in (t, t[:: max(1, len(t) // 16)])]
+    return (*versions, torch.stack(sums).numpy().tobytes())
 
 
 def finite_weights(model: nn.Module) -> None:

@@ -23,6 +23,7 @@ from . import rules as r
 from . import vocabulary as v
 from .graph import Node
 
+GLOBBED = (v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE, v.LRN, v.UNKNOWN)  # what a glob in `overrides` reaches
 CONDITIONS = ("any", "first", v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE)
 
 
@@ -35,7 +36,9 @@ class Composite:
             `rules.Epsilon()` signed, `rules.ZPlus()` among positive summands.
         lrn: the rule at local response normalisation; `rules.Pass()` treats it as the identity.
         bias: "absorb" (the bias keeps its share) or "exclude" (the inputs share everything).
-        overrides: {module name or glob: rule}, first match first; they come before everything else.
+        overrides: {module name or glob: rule}, first match first; they come before everything else. A glob such as
+            "layer4.*" means layers with weights, averages, LRN and unknown operations; name a sum in full to
+            override it. A name that matches nothing is an error.
         fold_batchnorm: fold BatchNorm into the layer before it (False leaves each one a node of its own).
 
     Raises ValueError for an unknown condition or bias policy, TypeError for what is no rule.
@@ -85,11 +88,13 @@ class Composite:
 
     def override(self, node: Node) -> r.Rule | None:
         """The rule that `overrides` names for this node, by its name or that of a BatchNorm folded into it."""
-        names = [name for full in (node.name, *node.aliases) for name in (full, full.split("#")[0])]
-        for pattern, rule in self.overrides.items():
-            if any(fnmatch.fnmatchcase(name, pattern) for name in names):
-                return rule
-        return None
+        return next((rule for pattern, rule in self.overrides.items() if self.names(pattern, node)), None)
+
+    @staticmethod
+    def names(pattern: str, node: Node) -> bool:
+        """Does this key of `overrides` mean this node? (The second call of a module, `relu#2`, goes by `relu` too.)"""
+        names = {name for full in (node.name, *node.aliases) for name in (full, full.split("#")[0])}
+        return pattern in names or (node.kind in GLOBBED and any(fnmatch.fnmatchcase(n, pattern) for n in names))
 
     def __repr__(self):
         return f"{type(self).__name__}(bias={self.bias!r})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,10 +14,10 @@ from . import checks
 from . import vocabulary as v
 from .capture import capture
 from .composites import Composite, EpsilonPlus
-from .errors import LRPError, LRPWarning
+from .errors import InputError, LRPError, LRPWarning
 from .explanation import Explanation
 from .graph import Node
-from .rules import Rule
+from .rules import Pass, Rule
 from .seeds import Logit, Seed
 from .sharing import total
 from .walk import Tape, Walk, no_rule
@@ -100,7 +101,8 @@ class LRP:
         checks.mode(self.model)
         checks.tensor(x, self.model)
         wanted = {name: self.graph.find(name) for name in ([layers] if isinstance(layers, str) else layers)}
-        with _full_precision(x):
+        x = x.clone() if x.is_inference() else x
+        with torch.inference_mode(False), torch.no_grad(), _full_precision(x):
             self._refresh(x)
             tape = Tape(self)
             output = tape.forward(x)
@@ -133,10 +135,22 @@ class LRP:
                     f"rules.append(('any', rules.Epsilon()))\n{self.composite}"
                 )
             return rule
-        return self.composite.override(node)
+        rule = self.composite.override(node)
+        if rule is not None and node.kind != v.UNKNOWN and not isinstance(rule, Pass):
+            raise LRPError(
+                f"node `{node.name}` ({node.kind}) hands relevance on as it is; {rule!r} has no meaning there"
+            )
+        return rule
 
     def _require_rules(self) -> None:
-        """Complain at once, not after a forward pass, where relevance is bound to reach an unknown operation."""
+        """Complain at once, not after a forward pass: overrides that mean nothing, operations without a rule."""
+        for pattern in self.composite.overrides:
+            if not any(self.composite.names(pattern, node) for node in self.graph.nodes):
+                near = difflib.get_close_matches(pattern, self.graph.names, n=5, cutoff=0.3)
+                raise LRPError(
+                    f"the override {pattern!r} matches no node of {type(self.model).__name__}"
+                    + (f"; similar names: {', '.join(near)}" if near else "")
+                )
         todo, seen = [self.graph.output], set()
         while todo:
             node = todo.pop()
@@ -178,6 +192,8 @@ class LRP:
             checks.seed(seed, output)
             single = seed.dim() == output.dim()
             return (seed[None] if single else seed).to(output), None, single
+        if seed is not None and not isinstance(seed, Seed):
+            raise InputError(f"{seed!r} is no seed: make one, as in seeds.Logit(), or hand over a tensor")
         checks.logits(output, self.model)
         targets, single = checks.targets(target, output)
         R = (Logit() if seed is None else seed)(output, targets)

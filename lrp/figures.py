@@ -258,11 +258,17 @@ def colorbar(image: AxesImage, ax: Axes | Sequence[Axes], label: str = "relevanc
     return bar
 
 
+def _top(R: np.ndarray, quantile: float) -> float:
+    """Where full color stands: a quantile of |R|, or the maximum where that is zero."""
+    return float(np.quantile(np.abs(R), quantile)) or float(np.abs(R).max())
+
+
 def grid(
     images: Sequence,
     maps: Mapping[str, Sequence],
     rows: Sequence[str] | None = None,
     scale: str | float = "row",
+    quantile: float = 1.0,
     width: float = WIDTH,
     input_title: str = "input",
 ) -> tuple[Figure, np.ndarray]:
@@ -270,7 +276,8 @@ def grid(
 
     `maps` goes from a column's title to its maps, one per image; `rows` are titles at the left. `scale` says
     where full color stands: `"row"`, at the row's max|R| (methods compare in size; printed under the input),
-    `"panel"`, at each map's own (printed under it), or a number for all. Returns the figure and its axes
+    `"panel"`, at each map's own (printed under it), or a number for all. A `quantile` below 1 takes that quantile
+    of |R| in place of the maximum: say so in the caption. Returns the figure and its axes
     (rows, 1 + methods).
     """
     for title, column in maps.items():
@@ -287,9 +294,9 @@ def grid(
         show_image(axes[i, 0], image, input_title if i == 0 else None)
         if rows:
             axes[i, 0].set_ylabel(rows[i])
-        largest = max(float(np.abs(column[i]).max()) for column in sums.values())
+        largest = max(_top(column[i], quantile) for column in sums.values())
         for j, (title, column) in enumerate(sums.items(), start=1):
-            own = float(np.abs(column[i]).max())
+            own = _top(column[i], quantile)
             limit = {"row": largest, "panel": own}[scale] if isinstance(scale, str) else scale
             drawn = show_relevance(axes[i, j], column[i], vmax=limit, title=title if i == 0 else None)
             if scale == "panel":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import vocabulary as v
 from .errors import InputError
@@ -62,8 +62,9 @@ class Node:
             return Scaling(self.module or SimpleNamespace(**_layer(self.op, fill((self.args, self.kwargs), values))))
         like = values[self.inputs[0]]
         if self.kind == v.ADD:
-            constant = sum(sign * torch.as_tensor(fill(c, values)) for sign, c in self.constants)
-            constant = constant.to(like) if isinstance(constant, Tensor) else None
+            as_like = {"dtype": like.dtype, "device": like.device}
+            terms = [sign * torch.as_tensor(fill(c, values), **as_like).detach() for sign, c in self.constants]
+            constant = sum(terms) if terms else None
             return Addition(list(self.signs), constant, like)
         return Averaging(lambda xs: self.run(values | dict(zip(self.inputs, xs, strict=True))), local, like)
 
@@ -178,7 +179,7 @@ def _layer(op: str, arguments: tuple[tuple, dict]) -> dict:
     """What a module of this kind would have as attributes, from the arguments of the functional call."""
     args, kwargs = arguments
     if op in ("matmul", "mm"):
-        return {"weight": args[1].T, "bias": None}
+        return {"weight": (*args, *kwargs.values())[1].T, "bias": None}
     if op == "batch_norm":
         return {"weight": None, "bias": None, "eps": 1e-5} | dict(zip(_BATCH_NORM, args)) | kwargs  # noqa: B905
     if op == "linear":

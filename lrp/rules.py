@@ -101,6 +101,7 @@ PLAIN = Group((Part(same, same),), bias=same)
 POSITIVE = Group((Part(pos, pos), Part(neg, neg)), bias=pos)
 NEGATIVE = Group((Part(pos, neg), Part(neg, pos)), bias=neg)
 UNIFORM = Group((Part(ones, magnitude),))
+EQUAL = Group((Part(ones, ones),))  # the last resort: a pruned filter, active by its bias alone
 
 
 class Rule:
@@ -159,7 +160,7 @@ class ZPlus(Rule):
     """
 
     groups = ((1.0, POSITIVE),)
-    fallback = (NEGATIVE, UNIFORM)
+    fallback = (NEGATIVE, UNIFORM, EQUAL)
     one_sided = True
     sign_selective = True
 
@@ -193,7 +194,7 @@ class AlphaBeta(Rule):
 
     @property
     def fallback(self):
-        return (UNIFORM,) if self.beta else (NEGATIVE, UNIFORM)
+        return (UNIFORM, EQUAL) if self.beta else (NEGATIVE, UNIFORM, EQUAL)
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ class ZBox(Rule):
     low: float | Tensor = 0.0
     high: float | Tensor = 1.0
 
-    fallback = (UNIFORM,)
+    fallback = (UNIFORM, EQUAL)
     one_sided = True
     sign_selective = True
 
@@ -250,7 +251,7 @@ class ZBox(Rule):
 
     @property
     def groups(self):
-        low, high = (Constant(-torch.as_tensor(b)) for b in (self.low, self.high))
+        low, high = (Constant(-b) for b in (self.low, self.high))
         return ((1.0, Group((Part(same, same), Part(low, pos), Part(high, neg)))),)
 
     def complaint(self, xs):
@@ -274,6 +275,7 @@ class WSquare(Rule):
     """
 
     groups = ((1.0, Group((Part(ones, square),), bias=square)),)
+    fallback = (EQUAL,)
     one_sided = True
 
 
@@ -302,7 +304,7 @@ class Ratio(Rule):
     """
 
     groups = ((1.0, Group((Part(magnitude, magnitude),), bias=magnitude)),)
-    fallback = (UNIFORM,)
+    fallback = (UNIFORM, EQUAL)
     one_sided = True
 
 

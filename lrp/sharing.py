@@ -4,32 +4,35 @@ import torch
 from torch import Tensor
 
 from .operators import Operator
-from .rules import PLAIN, Group, Rule, magnitude, neg, pos, same
+from .rules import EQUAL, PLAIN, Group, Rule, magnitude, neg, pos, same
 
 
 def rms(z: Tensor) -> Tensor:
-    """Root mean square of each sample, with a floor for samples that are zero: (N, ...) -> (N, 1, ...)."""
-    wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-    scale = wide.flatten(1).square().mean(1).sqrt().clamp(min=torch.finfo(z.dtype).tiny)
-    return scale.to(z.dtype).view(-1, *[1] * (z.dim() - 1))
+    """Root mean square of each sample: (N, ...) -> (N, 1, ...)."""
+    wide = z.float() if z.element_size() < 4 else z
+    return wide.reshape(len(z), -1).square().mean(1).sqrt().to(z.dtype).view(-1, *[1] * (z.dim() - 1))
 
 
 def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True) -> Tensor:
     """z moved away from zero, scale-free: z + sign(z) epsilon rms(z) per sample, with sign(0) = +1.
 
-    In half precision epsilon is at least the smallest relative step of the dtype. `relative=False` takes epsilon
-    as an absolute number. Shapes: (N, ...) -> (N, ...).
+    `relative=False` takes epsilon as an absolute number. In half precision a relative epsilon is at least the
+    smallest step of the dtype, and never is the shift so small that dividing by it overflows. Shapes: (N, ...) ->
+    (N, ...).
     """
+    limits = torch.finfo(z.dtype)
+    floor = limits.tiny if z.dtype == torch.float16 else limits.tiny**0.5
     if relative:
-        shift = max(epsilon, torch.finfo(z.dtype).eps if z.element_size() < 4 else 0.0) * rms(z)
+        shift = max(epsilon, limits.eps if z.element_size() < 4 else 0.0) * rms(z)
     else:
         shift = torch.full_like(z[:1], epsilon)
+    shift = shift.clamp(min=floor)
     return z + torch.where(z < 0, -shift, shift)
 
 
 def total(t: Tensor) -> Tensor:
     """Sum per target and sample, at least in float32: (T, N, ...) -> (T, N)."""
-    return t.flatten(2).sum(-1, dtype=torch.float32 if t.element_size() < 4 else t.dtype).double()
+    return t.reshape(*t.shape[:2], -1).sum(-1, dtype=torch.float32 if t.element_size() < 4 else t.dtype).double()
 
 
 class Step:
@@ -142,7 +145,8 @@ class Step:
             for c, group, z in measured:
                 self.send(group, (self.R if c == 1 else c * self.R) / z)
             return
-        weight = sum(c * a for (c, _, _), a in zip(measured, alive, strict=True))  # what of 1 is taken care of
+        # how much of 1 is given away: 1 itself where all groups live, alpha or -beta where only that one does
+        weight = sum(c * a.to(z.dtype) for (c, _, z), a in zip(measured, alive, strict=True))
         for (c, group, z), a in zip(measured, alive, strict=True):
             self.send(group, self.R * torch.where(a, c / (weight * z), 0))
         rest = (weight == 0) & (self.R != 0).any(0)
@@ -153,8 +157,10 @@ class Step:
             here = rest & _alive(z)
             self.send(group, self.R * torch.where(here, 1 / z, 0))
             rest = rest & ~here
+        if rest.any():  # what no input is connected to is its bias alone (edges of a transposed convolution)
+            self.bias = self.bias + total(self.R * (rest & (self.measure(EQUAL) == 0)))
 
 
 def _alive(z: Tensor) -> Tensor:
     """Where a sum of contributions of one sign is more than the rounding noise of its sample."""
-    return z.abs() > 32 * torch.finfo(z.dtype).eps * rms(z)
+    return z.abs() > min(32 * torch.finfo(z.dtype).eps, 1e-3) * rms(z)

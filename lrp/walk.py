@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .engine import LRP
 
 LOCAL = (v.AVERAGE, v.MAXIMUM, v.REARRANGE)  # nodes whose own small autograd graph is kept until the walk
+GENERIC = (v.UNKNOWN, v.LRN)  # nodes that a rule other than Pass treats by their local linearisation
 PASSING = (v.ACTIVATION, v.NORM, v.SCALE)
 
 
@@ -51,6 +52,11 @@ class Tape:
             self.values[node] = value = x if node.kind == v.INPUT else self._run(node)
             if isinstance(value, Tensor):
                 self.shapes[node] = value.shape
+                if node.carries and (value.dim() == 0 or len(value) != len(x)):
+                    raise UnsupportedOperation(
+                        f"node `{node.name}` has shape {tuple(value.shape)}, whose first axis is not the batch of "
+                        f"{len(x)}: keep samples along the first axis throughout the network"
+                    )
             for source in self.graph.reads[node]:
                 self.release(source)
         return self.values[self.graph.output]
@@ -58,10 +64,15 @@ class Tape:
     def _run(self, node: Node):
         if node.kind in (*v.WEIGHTED, v.BATCHNORM):
             operator = node.operator(self.values)
+            if node.kind == v.DENSE and node.norm is not None and self.values[node.inputs[0]].dim() > 2:
+                raise UnsupportedOperation(
+                    f"BatchNorm `{node.aliases[-1]}` follows dense layer `{node.name}` on more than two axes and "
+                    "cannot be folded into it: give the composite fold_batchnorm=False"
+                )
             (w, b), _ = self.explainer.weights(node, operator)
             return operator.forward([self.values[node.inputs[0]]], w, b)
         rule = self.explainer.rules[node]
-        generic = node.kind == v.UNKNOWN and rule is not None and not isinstance(rule, Pass)
+        generic = node.kind in GENERIC and rule is not None and not isinstance(rule, Pass)
         if node.kind not in LOCAL and not generic:
             return node.run(self.values)
         leaves = {n: self.values[n].detach().requires_grad_() for n in node.sources}
@@ -122,7 +133,7 @@ class Walk:
         rule = self.rules[node]
         if isinstance(rule, Pass):
             shares = self._pass(node, R)
-        elif node.kind in v.LINEAR or (node.kind == v.UNKNOWN and rule is not None):
+        elif node.kind in v.LINEAR or (node.kind in GENERIC and rule is not None):
             shares = self._share(node, rule, R, entry)
         elif node.kind in PASSING:
             shares = [(node.inputs[0], reduce_to(R, self._like(node.inputs[0])))]
@@ -198,6 +209,12 @@ class Walk:
 
 
 def no_rule(node: Node) -> UnsupportedOperation:
+    """The error for relevance that reaches a node nobody knows how to share it at."""
+    if node.kind == v.PIECES:
+        return UnsupportedOperation(
+            f"node `{node.name}` ({node.op}) gives several tensors that are used as a whole: take them out one by one, "
+            "as in a, b = x.chunk(2, 1)"
+        )
     hint = f"pass overrides={{'{node.name}': rules.Pass()}} to let relevance through, or rules.Epsilon() to share it"
     if "softmax" in node.op:
         hint = (
