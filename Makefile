@@ -79,14 +79,14 @@ test: env ## run the tests (those marked slow: make test ARGS="-m slow")
 lint: env ## check code and notebooks without running them
 	@"$(PY)" -m ruff check .
 	@"$(PY)" -m ruff format --check .
-	@$(if $(NOTEBOOKS),"$(PY)" -m nbstripout --verify --extra-keys "$(STRIP_KEYS)" $(NOTEBOOKS) || \
+	@$(if $(NOTEBOOKS),"$(PY)" -m nbstripout --verify --keep-id --extra-keys "$(STRIP_KEYS)" $(NOTEBOOKS) || \
 	  { echo "notebooks are not stripped: make format" >&2; exit 1; })
 	@"$(PY)" -P lrp/notebook_lint.py
 
 format: env ## mend what lint can mend by itself: format, order of imports, outputs in notebooks
 	@"$(PY)" -m ruff check --fix-only --quiet .
 	@"$(PY)" -m ruff format .
-	@$(if $(NOTEBOOKS),"$(PY)" -m nbstripout --extra-keys "$(STRIP_KEYS)" $(NOTEBOOKS))
+	@$(if $(NOTEBOOKS),"$(PY)" -m nbstripout --keep-id --extra-keys "$(STRIP_KEYS)" $(NOTEBOOKS))
 
 lab: env ## open the notebooks in JupyterLab
 	@"$(PY)" -m jupyterlab notebooks
