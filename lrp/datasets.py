@@ -116,7 +116,7 @@ def _square(image, size):
 
 @dataclass(frozen=True)
 class Photos:
-    """N labeled photographs: images (N, 3, S, S) in [0, 1], labels (N,) long, N boxes (K, 4) in pixels."""
+    """N labelled photographs: images (N, 3, S, S) in [0, 1], labels (N,) long, N boxes (K, 4) in pixels."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -132,15 +132,15 @@ def imagenet_val(root=None, n=None, size=224):
     does for testing.
 
     `root` holds `val/*.JPEG`, `LOC_val_solution.csv` and `LOC_synset_mapping.txt`; by default the folder
-    `imagenet` that `find` sees. The shorter side becomes size * 256 / 224, then the center is cut; boxes of
-    the labeled class go with it, x0 y0 x1 y1. Raises DataError when files are missing.
+    `imagenet` that `find` sees. The shorter side becomes size * 256 / 224, then the centre is cut; boxes of
+    the labelled class go with it, x0 y0 x1 y1. Raises DataError when files are missing.
     """
     root = (
         Path(root) if root else find("imagenet", fix="set LRP_DATA to a folder with ImageNet's validation images in it")
     )
     for file in ("LOC_val_solution.csv", "LOC_synset_mapping.txt", "val"):
         if not (root / file).exists():
-            raise DataError(f"{root / file} is missing: it comes with ImageNet's localization challenge (kaggle.com)")
+            raise DataError(f"{root / file} is missing: it comes with ImageNet's localisation challenge (kaggle.com)")
     classes = sorted(line.split()[0] for line in (root / "LOC_synset_mapping.txt").read_text().splitlines())
     with open(root / "LOC_val_solution.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if (root / "val" / f"{row['ImageId']}.JPEG").exists()][:n]

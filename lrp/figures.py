@@ -4,7 +4,7 @@ A notebook calls `setup` once, draws with `show_image`, `show_relevance` and `gr
 `save`, which writes the picture and records its caption and its numbers for `figures/README.md` and
 `figures/numbers.json`.
 
-Colors of signed relevance, everywhere: white is zero, red is evidence for the class, blue is evidence against
+Colours of signed relevance, everywhere: white is zero, red is evidence for the class, blue is evidence against
 it.
 """
 
@@ -133,7 +133,7 @@ def save(
     caption = " ".join(caption.split())
     record = {
         "caption": caption,
-        "alt": " ".join((alt or re.split(r"(?<=[.;:])\s", caption)[0]).split()),
+        "alt": " ".join((alt or re.split(r"[.;:](?:\s|$)", caption)[0] + ".").split()),
         "numbers": _flat(numbers or {}),
     }
     if run and name in _saved and _saved[name] != {**record, "png": picture}:
@@ -240,7 +240,7 @@ def show_image(ax: Axes, x, title: str | None = None) -> AxesImage:
 def show_relevance(ax: Axes, R, vmax: float | None = None, title: str | None = None) -> AxesImage:
     """Draw relevance (H, W), or (C, H, W) summed over channels, on a scale symmetric about zero.
 
-    White is zero, red evidence for, blue evidence against. Full color stands at `vmax`, by default max|R|.
+    White is zero, red evidence for, blue evidence against. Full colour stands at `vmax`, by default max|R|.
     Returns matplotlib's image, for `colorbar`.
     """
     R = _channel_sum(R)
@@ -251,7 +251,7 @@ def show_relevance(ax: Axes, R, vmax: float | None = None, title: str | None = N
 
 
 def colorbar(image: AxesImage, ax: Axes | Sequence[Axes], label: str = "relevance") -> Colorbar:
-    """Add a slim color bar for a drawn map beside one or several axes. Returns matplotlib's color bar."""
+    """Add a slim colour bar for a drawn map beside one or several axes. Returns matplotlib's colour bar."""
     bar = image.figure.colorbar(image, ax=ax, fraction=0.04, pad=0.02, aspect=25)
     bar.outline.set_linewidth(0.5)
     bar.set_label(label)
@@ -259,7 +259,7 @@ def colorbar(image: AxesImage, ax: Axes | Sequence[Axes], label: str = "relevanc
 
 
 def _top(R: np.ndarray, quantile: float) -> float:
-    """Where full color stands: a quantile of |R|, or the maximum where that is zero."""
+    """Where full colour stands: a quantile of |R|, or the maximum where that is zero."""
     return float(np.quantile(np.abs(R), quantile)) or float(np.abs(R).max())
 
 
@@ -275,7 +275,7 @@ def grid(
     """Lay out images (one per row) beside their relevance maps (one method per column).
 
     `maps` goes from a column's title to its maps, one per image; `rows` are titles at the left. `scale` says
-    where full color stands: `"row"`, at the row's max|R| (methods compare in size; printed under the input),
+    where full colour stands: `"row"`, at the row's max|R| (methods compare in size; printed under the input),
     `"panel"`, at each map's own (printed under it), or a number for all. A `quantile` below 1 takes that quantile
     of |R| in place of the maximum: say so in the caption. Returns the figure and its axes
     (rows, 1 + methods).
@@ -286,7 +286,7 @@ def grid(
     sums = {title: [_channel_sum(R) for R in column] for title, column in maps.items()}
     n, m = len(images), 1 + len(sums)
     ratio = _array(images[0]).shape[-2] / _array(images[0]).shape[-1]
-    key = 0.09 * m  # the color key takes this many panels of width
+    key = 0.09 * m  # the colour key takes this many panels of width
     panel = width / (m + key + (0.25 if rows else 0))
     height = n * (panel * ratio + 0.2) + 0.25
     fig, axes = plt.subplots(n, m, figsize=(width, height), squeeze=False)

@@ -1,4 +1,4 @@
-"""BVLC GoogLeNet (Szegedy 2015, as trained with Caffe in 2014): a classic with local response normalization.
+"""BVLC GoogLeNet (Szegedy 2015, as trained with Caffe in 2014): a classic with local response normalisation.
 
 It is not torchvision's `googlenet`: no BatchNorm, two LRN layers, a real 5 x 5 convolution in the third
 branch. The names of its parameters are those of the weights that `lrp.models.load("bvlc_googlenet")` reads.
@@ -49,7 +49,7 @@ _INCEPTIONS = {  # channels of the 1 x 1 branch; into and out of 3 x 3; into and
 class BVLCGoogLeNet(nn.Module):
     """GoogLeNet as the Berkeley Vision and Learning Center trained it in 2014: no BatchNorm, two LRN layers.
 
-    Input (N, 3, 224, 224), normalized by `lrp.models.normalizer(name)`; output (N, 1000) logits.
+    Input (N, 3, 224, 224), normalised by `lrp.models.normalizer(name)`; output (N, 1000) logits.
     """
 
     def __init__(self, classes=1000):

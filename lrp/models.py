@@ -31,7 +31,7 @@ CHECKPOINTS = DATA / "checkpoints"
 class SceneVGG(nn.Module):
     """VGG-11 in miniature (Simonyan 2015): 3 x 3 convolutions, max pools, two dense layers, no BatchNorm.
 
-    Input (N, 3, 64, 64), normalized by `datasets.SCENE`; output (N, 10) logits. Layer names as in
+    Input (N, 3, 64, 64), normalised by `datasets.SCENE`; output (N, 10) logits. Layer names as in
     torchvision.
     """
 
@@ -60,7 +60,7 @@ class SceneVGG(nn.Module):
 class SceneResNet(ResNet):
     """torchvision's ResNet-18 with narrow stages: eight of its BasicBlocks, put together as it does.
 
-    Input (N, 3, 64, 64), normalized by `datasets.SCENE`; output (N, 10) logits. For the small pictures
+    Input (N, 3, 64, 64), normalised by `datasets.SCENE`; output (N, 10) logits. For the small pictures
     conv1 is 3 x 3 with stride 1.
     """
 

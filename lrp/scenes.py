@@ -44,7 +44,7 @@ class Scenes:
 
     @property
     def inputs(self):
-        """Normalized images, (N, 3, H, W): what `scene_vgg` and `scene_resnet` take."""
+        """Normalised images, (N, 3, H, W): what `scene_vgg` and `scene_resnet` take."""
         from .datasets import normalize
 
         return normalize(self.images)
@@ -146,7 +146,7 @@ def _ground(rng, size, split, textures):
 
 
 def _places(rng, count, scale):
-    """Centers (x, y) and sides of `count` squares that do not overlap, in scene heights."""
+    """Centres (x, y) and sides of `count` squares that do not overlap, in scene heights."""
     largest = min(scale[1], 0.9 / np.ceil(np.sqrt(count)))
     sides = rng.uniform(min(scale[0], 0.8 * largest), largest, count)
     while True:
@@ -177,7 +177,7 @@ def _ink(rng, size, split, label, center, side):
 
 
 def _paint(rng, image, ink, mean, contrast):
-    """The image under ink of some color, darker or lighter than the ground's mean, never quite opaque."""
+    """The image under ink of some colour, darker or lighter than the ground's mean, never quite opaque."""
     difference = rng.uniform(*contrast)
     sign = rng.choice((-1, 1))
     if not 0 <= mean + sign * difference <= 1:

@@ -34,7 +34,7 @@ def train(name, seed=0, epochs=16, pool=8000, batch=32, rate=1e-3, decay=0.02, r
 
     Every second epoch draws `pool` new scenes. They begin easy (large, strong digits) and reach the defaults
     of `scenes` before half time (Bengio 2009). AdamW (Loshchilov 2019), one cycle of the rate up to `rate`.
-    With `recolor`, each batch is seen in other colors. All random numbers come from `seed`, and the caller's
+    With `recolor`, each batch is seen in other colours. All random numbers come from `seed`, and the caller's
     are left as they were.
     """
     shuffle = torch.Generator().manual_seed(seed)
