@@ -54,7 +54,7 @@ def fingerprint(model: nn.Module) -> tuple:
     if not tensors:
         return versions
     flat = [t.detach().flatten() for t in tensors]
-    sums = [part.sum(dtype=torch.float64).cpu() for t in flat for part in (t, t[:: max(1, len(t) // 16)])]
+    sums = [part.sum().double().cpu() for t in flat for part in (t, t[:: max(1, len(t) // 16)])]
     return (*versions, torch.stack(sums).numpy().tobytes())
 
 

@@ -36,6 +36,7 @@ class Operator:
     """What all operators share; `module` is read anew by `weights`, so a changed parameter is seen."""
 
     cacheable = True  # weights come from modules alone, so they may be kept until a parameter changes
+    fresh = True  # what `transpose` returns is new memory that the caller may overwrite
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias, BatchNorm folded in where one was handed over."""
@@ -57,6 +58,10 @@ class Operator:
     def spread(self, b: Tensor, z: Tensor) -> Tensor:
         """View the bias (C,) so that it broadcasts over the output z (N, C, ...)."""
         return b.view(-1, *[1] * (z.dim() - 2))
+
+    def kept(self, b: Tensor, s: Tensor) -> Tensor:
+        """What the bias keeps of s (T, N, ...): sum of s b, (T, N)."""
+        return s.reshape(*s.shape[:3], -1).sum(3) @ b
 
 
 class Convolution(Operator):
@@ -170,6 +175,9 @@ class Dense(Operator):
     def spread(self, b, z):
         return b
 
+    def kept(self, b, s):
+        return (s @ b).reshape(*s.shape[:2], -1).sum(2)
+
 
 class Scaling(Operator):
     """A BatchNorm that stands alone: y = a x + b with one a and b per channel, a diagonal linear map."""
@@ -187,6 +195,8 @@ class Scaling(Operator):
         return [s * self.spread(w, xs[0])]
 
     def forward(self, xs, w, b):
+        if b is None:
+            return self.apply(xs, w)
         return torch.addcmul(self.spread(b, xs[0]), xs[0], self.spread(w, xs[0]))
 
 
@@ -197,24 +207,27 @@ class Addition(Operator):
     positive summands, `Flat` gives equal parts, `Ratio` goes by magnitude.
     """
 
-    cacheable = False
+    cacheable = fresh = False
 
     def __init__(self, signs: list[float], constant: Tensor | None, like: Tensor):
         self.signs, self.constant = signs, constant
         self.like = like
 
     def weights(self):
-        w = torch.tensor(self.signs, dtype=self.like.dtype, device=self.like.device)
-        return w, self.constant
+        return torch.tensor(self.signs, dtype=torch.float64), self.constant
 
     def apply(self, xs, w):
-        return sum(x * v for x, v in zip(xs, w.unbind(), strict=True))
+        first, *others = [x if v == 1 else x * v for x, v in zip(xs, w.tolist(), strict=True)]
+        return sum(others, first)
 
     def transpose(self, s, w, xs):
-        return [reduce_to(s * v, x) for x, v in zip(xs, w.unbind(), strict=True)]
+        return [reduce_to(s if v == 1 else s * v, x) for x, v in zip(xs, w.tolist(), strict=True)]
 
     def spread(self, b, z):
         return b
+
+    def kept(self, b, s):
+        return (s * b).reshape(*s.shape[:2], -1).sum(2)
 
 
 class Averaging(Operator):
@@ -224,7 +237,7 @@ class Averaging(Operator):
     Its weight is the single number 1, which a rule's weight part turns into 1, 0 (no such part) or 1 + gamma.
     """
 
-    cacheable = False
+    cacheable = fresh = False
 
     def __init__(self, call, back, like: Tensor):
         self.call, self.back, self.like = call, back, like

@@ -1,5 +1,7 @@
 """One step of the walk: a rule applied at a linear node. The numerics of LRP live here and nowhere else."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,8 +11,9 @@ from .rules import EQUAL, PLAIN, Group, Rule, magnitude, neg, pos, same
 
 def rms(z: Tensor) -> Tensor:
     """Root mean square of each sample: (N, ...) -> (N, 1, ...)."""
-    wide = z.float() if z.element_size() < 4 else z
-    return wide.reshape(len(z), -1).square().mean(1).sqrt().to(z.dtype).view(-1, *[1] * (z.dim() - 1))
+    wide = torch.float32 if z.element_size() < 4 else None
+    norm = torch.linalg.vector_norm(z.reshape(len(z), -1), dim=1, dtype=wide)
+    return (norm / (z[0].numel() ** 0.5)).to(z.dtype).view(-1, *[1] * (z.dim() - 1))
 
 
 def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True) -> Tensor:
@@ -38,6 +41,7 @@ def total(t: Tensor) -> Tensor:
 class Step:
     """The relevance R (T, N, ...) that arrives at one linear node, and what becomes of it.
 
+    `z` is the node's output as the rule is to see it, without the bias if that is excluded (None: not known).
     After `share`: `relevance`, one (T, N, ...) per input of the node, and what the `bias` and the `stabiliser`
     kept, (T, N) each.
     """
@@ -51,11 +55,13 @@ class Step:
         weights: tuple[Tensor, Tensor | None],
         parts: dict,
         absorb: bool = True,
-        nonnegative: bool = False,
+        nonnegative: Sequence[bool] = (),
     ):
         self.operator, self.xs, self.z, self.R = operator, xs, z, R
         self.w, self.b = weights
-        self.parts, self.absorb, self.nonnegative = parts, absorb, nonnegative
+        self.parts, self.absorb = parts, absorb
+        self.nonnegative = nonnegative or [False] * len(xs)  # which inputs are known to be >= 0
+        self.made: dict = {}  # parts of the inputs
         self.relevance: list[Tensor | None] = [None] * len(xs)
         self.bias = self.stabiliser = 0.0
 
@@ -68,49 +74,56 @@ class Step:
 
     def _inputs(self, part) -> list[Tensor] | None:
         """A part of the inputs; None where it is known to vanish (x- after a ReLU)."""
-        if self.nonnegative and part in (neg, pos, magnitude):
-            return None if part is neg else self.xs
-        return self.xs if part is same else [part(x) for x in self.xs]
+        if part is same or (part in (pos, magnitude) and all(self.nonnegative)):
+            return self.xs
+        if part is neg and all(self.nonnegative):
+            return None
+        if part not in self.made:
+            known = part in (pos, magnitude)
+            self.made[part] = [x if known and n else part(x) for x, n in zip(self.xs, self.nonnegative, strict=True)]
+        return self.made[part]
 
     def _bias(self, group: Group) -> Tensor | None:
         return group.bias(self.b) if self.absorb and group.bias and self.b is not None else None
 
-    def _terms(self, group: Group):
-        for part in group.parts:
-            xs, w = self._inputs(part.x), self._weight(part.w)
-            if xs is not None and w is not None:
-                yield xs, w
+    def _terms(self, group: Group) -> list[tuple[list[Tensor], Tensor]]:
+        pairs = [(self._inputs(part.x), self._weight(part.w)) for part in group.parts]
+        return [(xs, w) for xs, w in pairs if xs is not None and w is not None]
 
     def output(self) -> Tensor:
         """z as the rule sees it: with the bias if that is absorbed, without if it is excluded."""
         if self.z is None:
-            self.z = self.operator.forward(self.xs, self.w, self.b)
-        if self.absorb or self.b is None:
-            return self.z
-        return self.z - self.operator.spread(self.b, self.z)
+            self.z = self.operator.forward(self.xs, self.w, self.b if self.absorb else None)
+        return self.z
 
     def measure(self, group: Group) -> Tensor:
         """The group's denominator, (N, ...)."""
         if group is PLAIN:
             return self.output()
-        z = None
-        for xs, w in self._terms(group):
-            term = self.operator.apply(xs, w)
-            z = term if z is None else z + term
-        if z is None:
+        terms, b = self._terms(group), self._bias(group)
+        if not terms:
             z = torch.zeros_like(self.output())
-        b = self._bias(group)
-        return z if b is None else z + self.operator.spread(b, z)
+            return z if b is None else z + self.operator.spread(b, z)
+        z = self.operator.forward(*terms[0], b)
+        for xs, w in terms[1:]:
+            z = z + self.operator.apply(xs, w)
+        return z
 
     def send(self, group: Group, s: Tensor) -> None:
         """Hand s = c R / z (T, N, ...) down to the group's contributions, and the bias its share."""
         for xs, w in self._terms(group):
             for k, (x, back) in enumerate(zip(xs, self.operator.transpose(s, w, xs), strict=True)):
-                R = x * back
+                R = back.mul_(x) if self.operator.fresh else x * back
                 self.relevance[k] = R if self.relevance[k] is None else self.relevance[k] + R
         b = self._bias(group)
         if b is not None:
-            self.bias = self.bias + total(s * self.operator.spread(b, s[0]))
+            self.bias = self.bias + self.operator.kept(b, s).double()
+
+    def _over(self, R: Tensor, z: Tensor) -> Tensor:
+        """R / z, written over z where that is new memory (a sum of one term may be that term itself)."""
+        others = [self.z, *self.xs, *(x for made in self.made.values() for x in made)]
+        ours = len(R) == 1 and not any(z is other for other in others)
+        return torch.div(R[0], z, out=z)[None] if ours else R / z
 
     def share(self, rule: Rule) -> "Step":
         """Apply the rule."""
@@ -140,27 +153,40 @@ class Step:
 
     def _share_exactly(self, rule: Rule) -> None:
         measured = [(c, group, self.measure(group)) for c, group in rule.groups]
-        alive = [_alive(z) for _, _, z in measured]
-        if all(bool(a.all()) for a in alive):
+        if all(_all_alive(z) for _, _, z in measured):
             for c, group, z in measured:
-                self.send(group, (self.R if c == 1 else c * self.R) / z)
+                self.send(group, self._over(self.R if c == 1 else c * self.R, z))
             return
+        alive = [_alive(z) for _, _, z in measured]
         # how much of 1 is given away: 1 itself where all groups live, alpha or -beta where only that one does
-        weight = sum(c * a.to(z.dtype) for (c, _, z), a in zip(measured, alive, strict=True))
+        given = sum(c * a.to(z.dtype) for (c, _, z), a in zip(measured, alive, strict=True))
         for (c, group, z), a in zip(measured, alive, strict=True):
-            self.send(group, self.R * torch.where(a, c / (weight * z), 0))
-        rest = (weight == 0) & (self.R != 0).any(0)
+            z = z if len(measured) == 1 else given * z / c
+            self.send(group, self.R / torch.where(a, z, torch.inf))
+        rest = (given == 0) & (self.R != 0).any(0)
         for group in rule.fallback:
             if not rest.any():
                 return
             z = self.measure(group)
             here = rest & _alive(z)
-            self.send(group, self.R * torch.where(here, 1 / z, 0))
+            self.send(group, self.R / torch.where(here, z, torch.inf))
             rest = rest & ~here
         if rest.any():  # what no input is connected to is its bias alone (edges of a transposed convolution)
             self.bias = self.bias + total(self.R * (rest & (self.measure(EQUAL) == 0)))
 
 
+def _threshold(z: Tensor) -> Tensor:
+    """What is rounding noise among sums of contributions of one sign, per sample."""
+    return min(32 * torch.finfo(z.dtype).eps, 1e-3) * rms(z)
+
+
 def _alive(z: Tensor) -> Tensor:
-    """Where a sum of contributions of one sign is more than the rounding noise of its sample."""
-    return z.abs() > min(32 * torch.finfo(z.dtype).eps, 1e-3) * rms(z)
+    """Where a sum of contributions of one sign is more than rounding noise."""
+    return z.abs() > _threshold(z)
+
+
+def _all_alive(z: Tensor) -> bool:
+    """`_alive` everywhere? Asked first, because it takes two passes over z and no memory."""
+    low, high = z.reshape(len(z), -1).aminmax(dim=1)
+    smallest = torch.where(low > 0, low, -high)
+    return bool((smallest > _threshold(z).flatten()).all())

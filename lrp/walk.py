@@ -31,6 +31,8 @@ class Tape:
         self.explainer, self.graph = explainer, explainer.graph
         self.values: dict[Node, object] = {}
         self.local: dict[Node, tuple] = {}
+        self.unbiased: dict[Node, Tensor] = {}  # outputs without their bias, where rules exclude it
+        self.absorb = explainer.composite.bias == "absorb"
         self.shapes: dict[Node, torch.Size] = {}
         self.uses = dict(self.graph.users)
         for node in self.graph.nodes:
@@ -42,8 +44,8 @@ class Tape:
         rule = self.explainer.rules[node]
         if rule is None or isinstance(rule, Pass):
             return set()
-        own = {node} if isinstance(rule, (Epsilon, Gamma)) or node.kind == v.AVERAGE else set()
-        return own | self.graph.reads[node]
+        reads_output = isinstance(rule, (Epsilon, Gamma)) and self.absorb
+        return ({node} if reads_output or node.kind == v.AVERAGE else set()) | self.graph.reads[node]
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the network; x (N, ...) -> output (N, K)."""
@@ -70,7 +72,13 @@ class Tape:
                     "cannot be folded into it: give the composite fold_batchnorm=False"
                 )
             (w, b), _ = self.explainer.weights(node, operator)
-            return operator.forward([self.values[node.inputs[0]]], w, b)
+            xs = [self.values[node.inputs[0]]]
+            if self.absorb or b is None or not isinstance(self.explainer.rules[node], (Epsilon, Gamma)):
+                return operator.forward(xs, w, b)
+            self.unbiased[node] = z = operator.apply(xs, w)
+            return z + operator.spread(b, z)
+        if node.op == "relu" and node.kind == v.ACTIVATION and self._ours(node.inputs[0]):
+            return torch.relu_(self.values[node.inputs[0]])
         rule = self.explainer.rules[node]
         generic = node.kind in GENERIC and rule is not None and not isinstance(rule, Pass)
         if node.kind not in LOCAL and not generic:
@@ -82,9 +90,16 @@ class Tape:
             self.local[node] = (list(leaves.values()), value)
         return value.detach()
 
+    def _ours(self, node: Node) -> bool:
+        """May this value be overwritten: new memory, and no one else will ask for it?"""
+        return node.kind in (*v.WEIGHTED, v.BATCHNORM) and self.uses[node] == 1
+
     def back(self, node: Node, R: Tensor) -> list[Tensor]:
         """Vector-Jacobian product of a local graph, for each target: (T, N, ...) -> one (T, N, ...) per source."""
         leaves, value = self.local[node]
+        if len(R) == 1:
+            rows = [torch.autograd.grad(value, leaves, R[0], retain_graph=True, allow_unused=True)]
+            return [leaf.new_zeros(1, *leaf.shape) if g is None else g[None] for g, leaf in zip(*rows, leaves, strict=True)]
         rows = [torch.autograd.grad(value, leaves, r, retain_graph=True, allow_unused=True) for r in R]
         stacked = zip(*rows, strict=True)
         return [torch.stack(list(g)) if g[0] is not None else R.new_zeros(len(R), *leaf.shape)
@@ -101,6 +116,7 @@ class Tape:
         for needed in self._needed(node):
             self.release(needed)
         self.local.pop(node, None)
+        self.unbiased.pop(node, None)
 
 
 class Walk:
@@ -166,9 +182,13 @@ class Walk:
         complaint = rule.complaint(xs)
         if complaint:
             warnings.warn(f"node `{node.name}`: {complaint}", LRPWarning, stacklevel=6)
-        options = {"absorb": self.explainer.composite.bias == "absorb",
-                   "nonnegative": all(n.nonnegative for n in inputs)}  # fmt: skip
-        step = Step(operator, xs, values.get(node), R, weights, parts, **options).share(rule)
+        options = {
+            "absorb": self.tape.absorb,
+            "nonnegative": [n.nonnegative for n in inputs],
+        }
+        knows = self.tape.absorb or weights[1] is None
+        z = values.get(node) if knows else self.tape.unbiased.get(node)
+        step = Step(operator, xs, z, R, weights, parts, **options).share(rule)
         relevance, entry.bias, entry.stabiliser = step.relevance, step.bias, step.stabiliser
         if self.contrast and node in self.graph.last:
             if not rule.sign_selective:
@@ -178,10 +198,8 @@ class Walk:
                     f"overrides={{'{node.name}': rules.ZPlus()}}"
                 )
             w, b = weights
-            dual = Step(operator, xs, None, R, (-w, None if b is None else -b), {}, **options)
-            z = self.tape.values.get(node)
-            dual.z = None if z is None else -z
-            dual.share(rule)
+            negated = (-w, None if b is None else -b)
+            dual = Step(operator, xs, None if z is None else -z, R, negated, {}, **options).share(rule)
             relevance = [a - d for a, d in zip(relevance, dual.relevance, strict=True)]
             entry.bias, entry.stabiliser = entry.bias - dual.bias, entry.stabiliser - dual.stabiliser
             entry.relevance_out = entry.relevance_out * 0
