@@ -17,7 +17,7 @@ def rms(z: Tensor) -> Tensor:
 
 
 def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True) -> Tensor:
-    """z moved away from zero, scale-free: z + sign(z) epsilon rms(z) per sample, with sign(0) = +1.
+    """z moved away from zero, scale-free: z + sign(z) epsilon rms(z) per sample, with sign(+0) = +1.
 
     `relative=False` takes epsilon as an absolute number. In half precision a relative epsilon is at least the
     smallest step of the dtype, and never is the shift so small that dividing by it overflows. Shapes: (N, ...) ->
@@ -29,8 +29,7 @@ def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True) -> Tensor
         shift = max(epsilon, limits.eps if z.element_size() < 4 else 0.0) * rms(z)
     else:
         shift = torch.full_like(z[:1], epsilon)
-    shift = shift.clamp(min=floor)
-    return z + torch.where(z < 0, -shift, shift)
+    return torch.copysign(shift.clamp(min=floor), z).add_(z)
 
 
 def total(t: Tensor) -> Tensor:
@@ -143,7 +142,7 @@ class Step:
             if group.where:
                 here = z >= 0 if group.where > 0 else z < 0
                 R = R * here
-                if not R.any():
+                if _nothing(R):
                     continue
             z_g = self.measure(group)
             z_s = stabilise(z_g, rule.epsilon, rule.relative)
@@ -159,34 +158,40 @@ class Step:
             return
         alive = [_alive(z) for _, _, z in measured]
         # how much of 1 is given away: 1 itself where all groups live, alpha or -beta where only that one does
-        given = sum(c * a.to(z.dtype) for (c, _, z), a in zip(measured, alive, strict=True))
+        given = sum(c * a.to(z.dtype) for (c, _, z), a in zip(measured, alive, strict=True)) if len(alive) > 1 else 1
         for (c, group, z), a in zip(measured, alive, strict=True):
-            z = z if len(measured) == 1 else given * z / c
-            self.send(group, self.R / torch.where(a, z, torch.inf))
-        rest = (given == 0) & (self.R != 0).any(0)
+            self.send(group, self.R / torch.where(a, z if c == 1 else given * z / c, torch.inf))
+        left = torch.where(torch.stack(alive).any(0) if len(alive) > 1 else alive[0], 0, self.R)
         for group in rule.fallback:
-            if not rest.any():
+            if _nothing(left):
                 return
             z = self.measure(group)
-            here = rest & _alive(z)
-            self.send(group, self.R / torch.where(here, z, torch.inf))
-            rest = rest & ~here
-        if rest.any():  # what no input is connected to is its bias alone (edges of a transposed convolution)
-            self.bias = self.bias + total(self.R * (rest & (self.measure(EQUAL) == 0)))
+            here = _alive(z)
+            self.send(group, left / torch.where(here, z, torch.inf))
+            left = torch.where(here, 0, left)
+        if not _nothing(left):  # what no input is connected to is its bias alone (edges of transposed convolutions)
+            self.bias = self.bias + total(left * (self.measure(EQUAL) == 0))
 
 
-def _threshold(z: Tensor) -> Tensor:
-    """What is rounding noise among sums of contributions of one sign, per sample."""
-    return min(32 * torch.finfo(z.dtype).eps, 1e-3) * rms(z)
-
-
-def _alive(z: Tensor) -> Tensor:
-    """Where a sum of contributions of one sign is more than rounding noise."""
-    return z.abs() > _threshold(z)
+def _noise(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Of sums of contributions of one sign, per sample: the least, and what is no more than rounding noise."""
+    flat = z.reshape(len(z), -1)
+    low, high = flat.amin(1), flat.amax(1)
+    limit = min(4 * torch.finfo(z.dtype).eps, 1e-4) * torch.maximum(-low, high)
+    return torch.where(low > 0, low, -high), limit
 
 
 def _all_alive(z: Tensor) -> bool:
-    """`_alive` everywhere? Asked first, because it takes two passes over z and no memory."""
-    low, high = z.reshape(len(z), -1).aminmax(dim=1)
-    smallest = torch.where(low > 0, low, -high)
-    return bool((smallest > _threshold(z).flatten()).all())
+    """Is every sum more than rounding noise? Asked first, because it takes no memory."""
+    least, limit = _noise(z)
+    return bool((least > limit).all())
+
+
+def _alive(z: Tensor) -> Tensor:
+    """Where a sum is more than rounding noise."""
+    return z.abs() > _noise(z)[1].view(-1, *[1] * (z.dim() - 1))
+
+
+def _nothing(t: Tensor) -> bool:
+    """Zero everywhere?"""
+    return bool(t.amin() == 0) and bool(t.amax() == 0)
