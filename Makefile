@@ -35,7 +35,7 @@ GALLERY    := "$(PY)" -P lrp/gallery.py
 STRIP_KEYS := metadata.papermill cell.metadata.papermill metadata.language_info.version metadata.kernelspec.display_name
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock data train figures smoke check test lint format lab status why clean distclean runs $(RUNS) $(NUMBERS)
+.PHONY: help env lock data train coverage figures smoke check test lint format lab status why clean distclean runs $(RUNS) $(NUMBERS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -96,6 +96,9 @@ data: env ## download the data and weights of the full profile into data/raw/
 
 train: env ## train the small checkpoints again, from fixed seeds, into data/checkpoints/
 	@"$(PY)" -m lrp.training
+
+coverage: env ## explain every convolutional classifier of torchvision, beside zennit and captum (about 15 minutes)
+	@"$(PY)" -m lrp.coverage
 
 status: env ## which notebooks are fresh, stale, failed or never run
 	@$(RUN) status $(PARAMETERS)

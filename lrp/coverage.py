@@ -83,8 +83,9 @@ def _worst(seed: torch.Tensor, total: torch.Tensor) -> float:
 
 def zennit_sum(model: nn.Module, x: torch.Tensor) -> float:
     """zennit's EpsilonPlus without biases, from a one-hot seed: sum of relevance per image, 1 if conserved."""
-    from zennit import attribution, canonizers, torchvision as own
+    from zennit import attribution, canonizers
     from zennit import composites as theirs
+    from zennit import torchvision as own
 
     kind = type(model).__name__
     canonizer = {"ResNet": own.ResNetCanonizer, "VGG": own.VGGCanonizer}.get(kind, canonizers.SequentialMergeBatchNorm)
@@ -124,15 +125,20 @@ def row(name: str, size: int = 96, peers: bool = True) -> dict[str, object]:
     return {"architecture": name, **found, **theirs}
 
 
+def version(package) -> str:
+    """A package's release, without the build it came from."""
+    return package.__version__.split("+")[0]
+
+
 def as_markdown(table: pd.DataFrame, size: int) -> str:
     """The table with what it means, ready to be read."""
     balanced, conserved = table["imbalance"] <= BALANCED, table["conserved"] == True  # noqa: E712 (NaN is neither)
     lines = [
         "# Coverage",
         "",
-        f"{len(table)} convolutional classifiers of torchvision {torchvision.__version__} with random weights, biases and "
-        f"BatchNorm statistics, two random images of {size} pixels, float32, torch {torch.__version__.split('+')[0]}; "
-        "written by `make coverage`.",
+        f"{len(table)} convolutional classifiers of torchvision {version(torchvision)} with random weights, biases and "
+        f"BatchNorm statistics, two random images of {size} pixels, float32, torch {version(torch)}; written by "
+        "`make coverage`.",
         "",
         f"**Balanced: {int(balanced.sum())} of {len(table)}** (the seed equals input + biases + stabilisers to "
         f"{BALANCED:g} of it, for each image). **Conserved without biases: {int(conserved.sum())} of {len(table)}** "
@@ -144,8 +150,8 @@ def as_markdown(table: pd.DataFrame, size: int) -> str:
                  for peer in ("zennit", "captum")}  # fmt: skip
         lines += [
             f"zennit (EpsilonPlus without biases, its canonizers, one-hot seed) is right on {right['zennit']}, captum "
-            f"(its default rules, biases absorb) on {right['captum']}: their column should read 1; an error's name means "
-            "that it raised.",
+            f"(its default rules, biases absorb) on {right['captum']}: their column should read 1; an error's name "
+            "means that it raised.",
             "",
         ]
     columns = ["architecture", "balanced", "imbalance", "biases keep", "sum / seed", "seconds"]

@@ -9,6 +9,8 @@ Shapes: xs is a list of inputs (N, ...), one entry for everything but an additio
 a leading axis of targets, and so is what `transpose` returns.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +26,15 @@ def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
         a = a * norm.weight
     b = -a * norm.running_mean
     return a, b if norm.bias is None else b + norm.bias
+
+
+def folded(layer, norm: nn.Module | None, scaled: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer, with those of the BatchNorm after it folded in; `scaled(w, a)` multiplies them."""
+    w, b = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    if norm is None:
+        return w, b
+    a, shift = scale_and_shift(norm)
+    return scaled(w, a).detach(), (shift if b is None else shift + a * b).detach()
 
 
 def reduce_to(s: Tensor, x: Tensor) -> Tensor:
@@ -91,19 +102,15 @@ class Convolution(Operator):
         return None, list(layer.padding)
 
     def weights(self):
-        w, b = self.layer.weight.detach(), self.layer.bias
-        b = None if b is None else b.detach()
-        if self.norm is None:
-            return w, b
-        a, shift = scale_and_shift(self.norm)
-        if self.transposed:  # weight is (in, out / groups, ...)
-            groups = self.layer.groups
-            shape = (groups, w.shape[0] // groups, w.shape[1], *w.shape[2:])
-            scale = a.view(groups, 1, w.shape[1], *[1] * self.dims)
-            w = (w.view(shape) * scale).view(w.shape)
-        else:
-            w = w * a.view(-1, 1, *[1] * self.dims)
-        return w, (shift if b is None else shift + a * b).detach()
+        return folded(self.layer, self.norm, self._scaled)
+
+    def _scaled(self, w: Tensor, a: Tensor) -> Tensor:
+        """Weights times a per output channel; a transposed convolution has them as (in, out / groups, ...)."""
+        if not self.transposed:
+            return w * a.view(-1, 1, *[1] * self.dims)
+        groups = self.layer.groups
+        grouped = w.view(groups, w.shape[0] // groups, w.shape[1], *w.shape[2:])
+        return (grouped * a.view(groups, 1, w.shape[1], *[1] * self.dims)).view(w.shape)
 
     def _pad(self, x: Tensor) -> Tensor:
         if self.pads is None:
@@ -156,12 +163,7 @@ class Dense(Operator):
         self.layer, self.norm = layer, norm
 
     def weights(self):
-        w, b = self.layer.weight.detach(), self.layer.bias
-        b = None if b is None else b.detach()
-        if self.norm is None:
-            return w, b
-        a, shift = scale_and_shift(self.norm)
-        return w * a[:, None], (shift if b is None else shift + a * b).detach()
+        return folded(self.layer, self.norm, lambda w, a: w * a[:, None])
 
     def forward(self, xs, w, b):
         return F.linear(xs[0], w, b)

@@ -97,13 +97,14 @@ class Tape:
     def back(self, node: Node, R: Tensor) -> list[Tensor]:
         """Vector-Jacobian product of a local graph, for each target: (T, N, ...) -> one (T, N, ...) per source."""
         leaves, value = self.local[node]
-        if len(R) == 1:
-            rows = [torch.autograd.grad(value, leaves, R[0], retain_graph=True, allow_unused=True)]
-            return [leaf.new_zeros(1, *leaf.shape) if g is None else g[None] for g, leaf in zip(*rows, leaves, strict=True)]
         rows = [torch.autograd.grad(value, leaves, r, retain_graph=True, allow_unused=True) for r in R]
-        stacked = zip(*rows, strict=True)
-        return [torch.stack(list(g)) if g[0] is not None else R.new_zeros(len(R), *leaf.shape)
-                for g, leaf in zip(stacked, leaves, strict=True)]  # fmt: skip
+        shares = []
+        for leaf, *g in zip(leaves, *rows, strict=True):
+            if g[0] is None:
+                shares.append(R.new_zeros(len(R), *leaf.shape))
+            else:
+                shares.append(g[0][None] if len(g) == 1 else torch.stack(g))
+        return shares
 
     def release(self, node: Node) -> None:
         """One user less; the last one takes the value along."""
