@@ -97,7 +97,7 @@ def recipe(name, seed):
         "threads": THREADS,
         "scenes": VERSION,
         "test": TEST,
-        "network": str(models.untrained(name)),
+        "network": [(key, *value.shape) for key, value in models.untrained(name).state_dict().items()],
     }
     digest = hashlib.sha256(json.dumps(all_of_it, sort_keys=True).encode()).hexdigest()
     return RECIPES[name] | {"seed": seed, "hash": digest[:12]}
