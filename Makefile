@@ -35,7 +35,7 @@ GALLERY    := "$(PY)" -P lrp/gallery.py
 STRIP_KEYS := metadata.papermill cell.metadata.papermill metadata.language_info.version metadata.kernelspec.display_name
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock data train coverage figures smoke check test lint format lab status why clean distclean runs $(RUNS) $(NUMBERS)
+.PHONY: help env lock data train coverage bench figures smoke check test lint format lab status why clean distclean runs $(RUNS) $(NUMBERS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -99,6 +99,9 @@ train: env ## train the small checkpoints again, from fixed seeds, into data/che
 
 coverage: env ## explain every convolutional classifier of torchvision, beside zennit and captum (about 15 minutes)
 	@"$(PY)" -m lrp.coverage
+
+bench: env ## what an explanation costs, in gradients, beside zennit and captum (about 15 minutes)
+	@"$(PY)" -m lrp.benchmark
 
 status: env ## which notebooks are fresh, stale, failed or never run
 	@$(RUN) status $(PARAMETERS)
