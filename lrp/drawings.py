@@ -73,8 +73,8 @@ def ledger(ax: Axes, e: Explanation, title: str | None = None) -> None:
     """Draw where relevance has gone when the walk has passed each layer with weights, as shares of the seed.
 
     From the output (left) to the input (right): grey is still on its way, orange kept by biases, purple by
-    stabilisers, black lost (`ledger_key` says so). The bars of a column sum to 1. Of many layers only the first of
-    each stage is named.
+    stabilisers, black lost (`ledger_key` says so). The bars of a column sum to 1 (a negative share hangs below zero).
+    Of many layers only the first of each stage is named.
     """
     books = e.ledger
     kept = books[["bias", "stabiliser", "lost"]].cumsum() / e.totals["seed"]

@@ -23,10 +23,10 @@ def heat(R: Tensor) -> Tensor:
 
 
 def roughness(R: Tensor) -> Tensor:
-    """Mean step between neighbouring pixels over mean magnitude: 0 for a flat map, 4/3 or so for white noise.
+    """Mean step between neighbouring pixels over mean magnitude: 0 for a flat map, 4/3 to 3/2 for white noise.
 
-    (sum |R_p - R_q| / number of neighbour pairs) / (sum |R_p| / number of pixels); a Gaussian field without
-    correlation has sqrt(2).
+    That is noise of both signs; of one sign it is less. Formula: (sum |R_p - R_q| / number of neighbour pairs) /
+    (sum |R_p| / number of pixels); a Gaussian field without correlation has sqrt(2).
     """
     R = heat(R)
     down, right = R.diff(dim=1).abs().flatten(1), R.diff(dim=2).abs().flatten(1)

@@ -107,9 +107,9 @@ EQUAL = Group((Part(ones, ones),))  # the last resort: a pruned filter, active b
 class Rule:
     """Base of all rules.
 
-    `groups` are (coefficient, Group) pairs whose coefficients sum to 1. Where all contributions of a group have
-    one sign (`one_sided`), division is exact; a unit for which a group is empty gives that group's share to the
-    others, and where all are empty `fallback` steps in, so that no relevance leaks. Other rules are stabilised.
+    `groups` are (coefficient, Group) pairs whose coefficients sum to 1 at every unit. Where all contributions of a
+    group have one sign (`one_sided`), division is exact; a unit for which a group is empty gives that group's share to
+    the others, and where all are empty `fallback` steps in, so that no relevance leaks. Other rules are stabilised.
     """
 
     groups: tuple[tuple[float, Group], ...] = ()
@@ -271,7 +271,7 @@ class WSquare(Rule):
 
     .. math:: R_i = \sum_j \frac{w_{ij}^2}{\sum_{i'} w_{i'j}^2 + b_j^2} R_j
 
-    Source: montavon2017explaining.
+    Source: montavon2017explaining. Deviation: an absorbed bias takes part with b_j^2, as is usual today.
     """
 
     groups = ((1.0, Group((Part(ones, square),), bias=square)),)
@@ -285,7 +285,7 @@ class Flat(Rule):
 
     .. math:: R_i = \sum_j \frac{1}{\sum_{i'} 1} R_j
 
-    Source: bach2015pixel (as a way to fade relevance out towards the input).
+    Source: lapuschkin2019unmasking.
     """
 
     groups = ((1.0, Group((Part(ones, ones),))),)
@@ -310,7 +310,7 @@ class Ratio(Rule):
 
 @dataclass(frozen=True)
 class Pass(Rule):
-    """Relevance goes through unchanged: R_i = R_i. Input and output must have the same shape."""
+    """Relevance goes through unchanged: R_i = R_j for i = j. Input and output must have the same shape."""
 
 
 Symmetric = Flat
