@@ -15,14 +15,15 @@ from . import vocabulary as v
 from .capture import capture
 from .composites import Composite, EpsilonPlus
 from .errors import InputError, LRPError, LRPWarning
-from .explanation import Explanation
+from .explanation import Entry, Explanation
 from .graph import Node
-from .rules import Pass, Rule
+from .rules import Direct, Pass, Rule
 from .seeds import Logit, Seed
 from .sharing import total
 from .walk import Tape, Walk, no_rule
 
 Target = int | Tensor | None
+BLOCK = {"cpu": 2**22, "cuda": 2**27}  # values of the largest node times targets that one walk carries at most
 
 
 class LRP:
@@ -107,16 +108,16 @@ class LRP:
             tape = Tape(self)
             output = tape.forward(x)
             R, target, single = self._start(output, target, seed)
-            walk = Walk(self, tape, contrast=isinstance(seed, Seed) and seed.negate_last)
-            relevance, kept = walk.back(R, x, set(wanted.values()))
+            contrast = isinstance(seed, Seed) and seed.negate_last
+            relevance, kept, entries = self._walk(tape, R, x, set(wanted.values()), contrast)
         started = total(R)
         e = Explanation(
             relevance=seed.finish(relevance) if isinstance(seed, Seed) else relevance,
             output=output,
             target=target,
             layers={name: kept[node] for name, node in wanted.items()},
-            entries=walk.entries,
-            seed=started * 0 if walk.contrast else started,  # a contrast takes away as much as it gives
+            entries=entries,
+            seed=started * 0 if contrast else started,  # a contrast takes away as much as it gives
             received=total(relevance),
             magnitude=total(R.abs()),
         )
@@ -126,6 +127,20 @@ class LRP:
             e.layers = {name: layer[0] for name, layer in e.layers.items()}
         return e
 
+    def _walk(self, tape: Tape, R: Tensor, x: Tensor, wanted: set[Node], contrast: bool) -> tuple:
+        """Relevance of the input and of the wanted nodes, and the books, from as many walks as memory asks for."""
+        largest = max(shape.numel() for shape in tape.shapes.values())
+        blocks = R.split(max(1, BLOCK.get(x.device.type, BLOCK["cuda"]) // max(1, largest)))
+        relevance, kept, entries = [], [], []
+        for i, R_block in enumerate(blocks, 1):
+            walk = Walk(self, tape, contrast, last=i == len(blocks))
+            arrived, layers = walk.back(R_block, x, wanted)
+            relevance.append(arrived), kept.append(layers), entries.append(walk.entries)
+        if len(blocks) == 1:
+            return relevance[0], kept[0], entries[0]
+        layers = {node: torch.cat([k[node] for k in kept]) for node in wanted}
+        return torch.cat(relevance), layers, [Entry.joined(books) for books in zip(*entries, strict=True)]
+
     def _rule(self, node: Node) -> Rule | None:
         if node.kind in (*v.LINEAR, v.LRN):
             rule = self.composite.rule(node, self.graph.first)
@@ -134,6 +149,8 @@ class LRP:
                     f"the composite has no rule for node `{node.name}` of kind {node.kind!r}: add one, as in "
                     f"rules.append(('any', rules.Epsilon()))\n{self.composite}"
                 )
+            if isinstance(rule, Direct) and node.kind != v.LRN:
+                raise LRPError(f"{rule!r} is a rule for local response normalisation; `{node.name}` is {node.kind}")
             return rule
         rule = self.composite.override(node)
         if rule is not None and node.kind != v.UNKNOWN and not isinstance(rule, Pass):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,20 @@ class Entry:
     def lost(self) -> Tensor:
         """What is left when everything known is accounted for."""
         return self.relevance_out - self.relevance_in - self.bias - self.stabiliser
+
+    @classmethod
+    def joined(cls, entries: Sequence[Entry]) -> Entry:
+        """The books of one node from those of walks with targets of their own."""
+        first, *others = entries
+        if not others:
+            return first
+
+        def join(amount: str) -> Tensor:
+            return torch.cat(
+                [e.relevance_out.new_zeros(()) + getattr(e, amount) + e.relevance_out * 0 for e in entries]
+            )
+
+        return cls(first.name, first.kind, first.rule, *(join(amount) for amount in COLUMNS[:-1]))
 
 
 @dataclass

@@ -51,15 +51,19 @@ class Node:
         """The node's value from those of the nodes before it."""
         return self.call(*fill(self.args, values), **fill(self.kwargs, values))
 
+    def layer(self, values: dict["Node", object]) -> object:
+        """The node's module, or what stands for it where it is a functional call: the arguments as attributes."""
+        return self.module or SimpleNamespace(**_layer(self.op, fill((self.args, self.kwargs), values)))
+
     def operator(self, values: dict["Node", object], local=None) -> Operator:
         """The linear map of this node; `local` is the vector-Jacobian product of an average."""
         if self.kind in v.WEIGHTED:
-            layer = self.module or SimpleNamespace(**_layer(self.op, fill((self.args, self.kwargs), values)))
+            layer = self.layer(values)
             if self.kind == v.DENSE:
                 return Dense(layer, self.norm)
             return Convolution(layer, self.norm, transposed="transpose" in self.op)
         if self.kind == v.BATCHNORM:
-            return Scaling(self.module or SimpleNamespace(**_layer(self.op, fill((self.args, self.kwargs), values))))
+            return Scaling(self.layer(values))
         like = values[self.inputs[0]]
         if self.kind == v.ADD:
             as_like = {"dtype": like.dtype, "device": like.device}
@@ -172,6 +176,7 @@ def ancestors(node: Node) -> set[Node]:
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_LRN = ("input", "size", "alpha", "beta", "k")
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 
 
@@ -182,6 +187,8 @@ def _layer(op: str, arguments: tuple[tuple, dict]) -> dict:
         return {"weight": (*args, *kwargs.values())[1].T, "bias": None}
     if op == "batch_norm":
         return {"weight": None, "bias": None, "eps": 1e-5} | dict(zip(_BATCH_NORM, args)) | kwargs  # noqa: B905
+    if op == "local_response_norm":
+        return {"alpha": 1e-4, "beta": 0.75, "k": 1.0} | dict(zip(_LRN, args)) | kwargs  # noqa: B905
     if op == "linear":
         return {"bias": None} | dict(zip(_CONV, args)) | kwargs  # noqa: B905
     transposed = "transpose" in op

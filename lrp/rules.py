@@ -115,6 +115,7 @@ class Rule:
     groups: tuple[tuple[float, Group], ...] = ()
     fallback: tuple[Group, ...] = ()
     one_sided: bool = False
+    complete: bool = False  # do the groups together make z, bias included?
     sign_selective: bool = False  # would negated weights give other shares? (Contrastive(kind=2) needs it)
     epsilon: float = 1e-6
     relative: bool = True
@@ -182,6 +183,10 @@ class AlphaBeta(Rule):
 
     one_sided = True
     sign_selective = True
+
+    @property
+    def complete(self):
+        return self.beta > 0
 
     def __post_init__(self):
         if abs(self.alpha - self.beta - 1) > 1e-6 or self.beta < 0:
@@ -311,6 +316,17 @@ class Ratio(Rule):
 @dataclass(frozen=True)
 class Pass(Rule):
     """Relevance goes through unchanged: R_i = R_j for i = j. Input and output must have the same shape."""
+
+
+class Direct(Rule):
+    """Base of rules that say themselves what becomes of relevance at a non-linear layer with one input (`lrp.lrn`)."""
+
+    def share(self, x: Tensor, R: Tensor, layer, call: Callable[[Tensor], Tensor]) -> Tensor:
+        """Relevance of x (N, ...) from that of the output, R (T, N, ...); shaped like R.
+
+        `layer` has the attributes of the module (or what the functional call was given), `call` is the layer itself.
+        """
+        raise NotImplementedError
 
 
 Symmetric = Flat

@@ -38,31 +38,31 @@ def total(t: Tensor) -> Tensor:
 
 
 class Step:
-    """The relevance R (T, N, ...) that arrives at one linear node, and what becomes of it.
+    """A rule at one linear node: what it makes of the inputs, and how any relevance is shared there.
 
-    `z` is the node's output as the rule is to see it, without the bias if that is excluded (None: not known).
-    After `share`: `relevance`, one (T, N, ...) per input of the node, and what the `bias` and the `stabiliser`
-    kept, (T, N) each.
+    `z` is the node's output as the rule is to see it, without the bias if that is excluded (None: not known). What
+    does not depend on the relevance is worked out when it is first asked for.
     """
 
     def __init__(
         self,
+        rule: Rule,
         operator: Operator,
         xs: list[Tensor],
         z: Tensor | None,
-        R: Tensor,
         weights: tuple[Tensor, Tensor | None],
         parts: dict,
         absorb: bool = True,
         nonnegative: Sequence[bool] = (),
     ):
-        self.operator, self.xs, self.z, self.R = operator, xs, z, R
+        self.rule, self.operator, self.xs, self.z = rule, operator, xs, z
         self.w, self.b = weights
-        self.parts, self.absorb = parts, absorb
+        self.parts, self.absorb, self.keep = parts, absorb, False
         self.nonnegative = nonnegative or [False] * len(xs)  # which inputs are known to be >= 0
         self.made: dict = {}  # parts of the inputs
-        self.relevance: list[Tensor | None] = [None] * len(xs)
-        self.bias = self.stabiliser = 0.0
+        self.measured: dict[Group, Tensor] = {}
+        self.prepared: dict[Group, tuple] = {}
+        self.divisors: tuple = ()
 
     def _weight(self, part) -> Tensor | None:
         """A part of the weight, kept for the next call; None where a fixed weight has no such part."""
@@ -97,6 +97,8 @@ class Step:
 
     def measure(self, group: Group) -> Tensor:
         """The group's denominator, (N, ...)."""
+        if group in self.measured:
+            return self.measured[group]
         if group is PLAIN:
             return self.output()
         terms, b = self._terms(group), self._bias(group)
@@ -108,69 +110,147 @@ class Step:
             z = z + self.operator.apply(xs, w)
         return z
 
-    def send(self, group: Group, s: Tensor) -> None:
+    def forward(self) -> Tensor:
+        """The node's output as the sum of its groups, which are kept for the walk: their rule divides by them anyway.
+
+        Only for rules whose groups together are z (`complete`): it spares the pass that would compute z itself.
+        """
+        for _, group in self.rule.groups:
+            self.measured[group] = self.measure(group)
+        first, *others = self.measured.values()
+        z = first + sum(others[1:], others[0])
+        return z if self.absorb or self.b is None else z.add_(self.operator.spread(self.b, z))
+
+    def share(self, R: Tensor, keep: bool = False) -> "Shares":
+        """Share relevance R (T, N, ...) among the inputs by the rule; `keep` what was worked out for another call."""
+        self.keep = keep
+        shares = Shares(self.operator, len(self.xs))
+        (self._share_exactly if self.rule.one_sided else self._share_stabilised)(R, shares)
+        return shares.finish(self.xs, R)
+
+    def _send(self, group: Group, s: Tensor, shares: "Shares") -> None:
         """Hand s = c R / z (T, N, ...) down to the group's contributions, and the bias its share."""
         for xs, w in self._terms(group):
-            for k, (x, back) in enumerate(zip(xs, self.operator.transpose(s, w, xs), strict=True)):
-                R = back.mul_(x) if self.operator.fresh else x * back
-                self.relevance[k] = R if self.relevance[k] is None else self.relevance[k] + R
+            shares.add(xs, self.operator.transpose(s, w, xs))
         b = self._bias(group)
         if b is not None:
-            self.bias = self.bias + self.operator.kept(b, s).double()
+            shares.bias = shares.bias + self.operator.kept(b, s).double()
 
-    def _over(self, R: Tensor, z: Tensor) -> Tensor:
-        """R / z, written over z where that is new memory (a sum of one term may be that term itself)."""
+    def _ours(self, z: Tensor) -> bool:
+        """May z be overwritten: new memory that nobody asks for again? (A sum of one term may be that term.)"""
         others = [self.z, *self.xs, *(x for made in self.made.values() for x in made)]
-        ours = len(R) == 1 and not any(z is other for other in others)
-        return torch.div(R[0], z, out=z)[None] if ours else R / z
+        return not self.keep and not any(z is other for other in others)
 
-    def share(self, rule: Rule) -> "Step":
-        """Apply the rule."""
-        if rule.one_sided:
-            self._share_exactly(rule)
-        else:
-            self._share_stabilised(rule)
-        for k, x in enumerate(self.xs):
-            if self.relevance[k] is None:
-                self.relevance[k] = self.R.new_zeros(len(self.R), *x.shape)
-        return self
+    def _over(self, c: float, R: Tensor, z: Tensor) -> Tensor:
+        """c R / z, written over z where that may be."""
+        divisor = z[None]
+        out = divisor if len(R) == 1 and self._ours(z) else torch.empty_like(R)
+        if c == 1:
+            return torch.div(R, divisor, out=out)
+        return torch.addcdiv(R.new_zeros(()), R, divisor, value=c, out=out)
 
-    def _share_stabilised(self, rule: Rule) -> None:
-        z = self.output()
+    def _kept(self, group: Group, prepare) -> tuple:
+        """What `prepare` makes of the group's sums, once."""
+        if group in self.prepared:
+            return self.prepared[group]
+        made = prepare(self.measure(group))
+        self.measured.pop(group, None)
+        if self.keep:
+            self.prepared[group] = made
+        return made
+
+    def _share_stabilised(self, R: Tensor, shares: "Shares") -> None:
+        z, rule = self.output(), self.rule
         for c, group in rule.groups:
-            R = self.R if c == 1 else c * self.R
+            R_g = R if c == 1 else c * R
             if group.where:
-                here = z >= 0 if group.where > 0 else z < 0
-                R = R * here
-                if _nothing(R):
+                R_g = R_g * (z >= 0 if group.where > 0 else z < 0)
+                if _nothing(R_g):
                     continue
-            z_g = self.measure(group)
-            z_s = stabilise(z_g, rule.epsilon, rule.relative)
-            s = R / z_s
-            self.send(group, s)
-            self.stabiliser = self.stabiliser + total(s * (z_s - z_g))
+            z_s, gap = self._kept(group, lambda z: _stabilised(z, rule))
+            s = R_g / z_s
+            self._send(group, s, shares)
+            shares.stabiliser = shares.stabiliser + total(s * gap)
 
-    def _share_exactly(self, rule: Rule) -> None:
-        measured = [(c, group, self.measure(group)) for c, group in rule.groups]
-        if all(_all_alive(z) for _, _, z in measured):
-            for c, group, z in measured:
-                self.send(group, self._over(self.R if c == 1 else c * self.R, z))
+    def _share_exactly(self, R: Tensor, shares: "Shares") -> None:
+        if not self.divisors:
+            self.divisors = self._divide()
+        divisors, empty = self.divisors
+        for c, group, z in divisors:
+            self._send(group, self._over(c, R, z), shares)
+        if empty is None:
             return
-        alive = [_alive(z) for _, _, z in measured]
-        # how much of 1 is given away: 1 itself where all groups live, alpha or -beta where only that one does
-        given = sum(c * a.to(z.dtype) for (c, _, z), a in zip(measured, alive, strict=True)) if len(alive) > 1 else 1
-        for (c, group, z), a in zip(measured, alive, strict=True):
-            self.send(group, self.R / torch.where(a, z if c == 1 else given * z / c, torch.inf))
-        left = torch.where(torch.stack(alive).any(0) if len(alive) > 1 else alive[0], 0, self.R)
-        for group in rule.fallback:
+        left = R * empty
+        for group in self.rule.fallback:
             if _nothing(left):
                 return
-            z = self.measure(group)
-            here = _alive(z)
-            self.send(group, left / torch.where(here, z, torch.inf))
-            left = torch.where(here, 0, left)
+            z, dead = self._kept(group, self._without_dead)
+            self._send(group, left / z, shares)
+            left = left * dead
         if not _nothing(left):  # what no input is connected to is its bias alone (edges of transposed convolutions)
-            self.bias = self.bias + total(left * (self.measure(EQUAL) == 0))
+            shares.bias = shares.bias + total(left * (self.measure(EQUAL) == 0))
+
+    def _divide(self) -> tuple[list[tuple[float, Group, Tensor]], Tensor | None]:
+        """The groups with their divisors, infinite at units where a group is empty, and where all of them are.
+
+        What an empty group would have given, the others give: as c of them all adds up to 1, alpha or -beta alone is
+        divided by itself.
+        """
+        groups = self.rule.groups
+        zs = [self.measure(group) for _, group in groups]
+        self.measured.clear()
+        if all(_all_alive(z) for z in zs):
+            return [(c, group, z) for (c, group), z in zip(groups, zs, strict=True)], None
+        if len(groups) == 1:
+            z, dead = self._without_dead(zs[0])
+            return [(*groups[0], z)], dead
+        dead = [_dead(z) for z in zs]
+        given = sum(c * (~d).to(zs[0].dtype) for (c, _), d in zip(groups, dead, strict=True))
+        rows = zip(groups, zs, dead, strict=True)
+        return [(c, g, torch.where(d, torch.inf, given * z)) for (c, g), z, d in rows], torch.stack(dead).all(0)
+
+    def _without_dead(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z, infinite where it is no more than rounding noise, and where that is."""
+        dead = _dead(z)
+        return z.masked_fill_(dead, torch.inf) if self._ours(z) else z.masked_fill(dead, torch.inf), dead
+
+
+class Shares:
+    """What becomes of relevance at a node: `relevance`, one (T, N, ...) per input, what `bias` and `stabiliser` kept.
+
+    Contributions to the same part of the inputs are added up first, and multiplied by that part once.
+    """
+
+    def __init__(self, operator: Operator, inputs: int):
+        self.fresh = operator.fresh
+        self.backs: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        self.relevance: list[Tensor | None] = [None] * inputs
+        self.bias = self.stabiliser = 0.0
+
+    def add(self, xs: list[Tensor], backs: list[Tensor]) -> None:
+        """Take in what came back along the connections, to be multiplied by xs."""
+        if id(xs) in self.backs:
+            earlier = self.backs[id(xs)][1]
+            backs = [a.add_(b) if self.fresh else a + b for a, b in zip(earlier, backs, strict=True)]
+        self.backs[id(xs)] = (xs, backs)
+
+    def finish(self, inputs: list[Tensor], R: Tensor) -> "Shares":
+        """Multiply and add up."""
+        for xs, backs in self.backs.values():
+            for k, (x, back) in enumerate(zip(xs, backs, strict=True)):
+                share = back.mul_(x) if self.fresh else x * back
+                self.relevance[k] = share if self.relevance[k] is None else self.relevance[k] + share
+        self.backs.clear()
+        for k, x in enumerate(inputs):
+            if self.relevance[k] is None:
+                self.relevance[k] = R.new_zeros(len(R), *x.shape)
+        return self
+
+
+def _stabilised(z: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """z moved away from zero, and by how much."""
+    z_s = stabilise(z, rule.epsilon, rule.relative)
+    return z_s, z_s - z
 
 
 def _noise(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,9 +267,9 @@ def _all_alive(z: Tensor) -> bool:
     return bool((least > limit).all())
 
 
-def _alive(z: Tensor) -> Tensor:
-    """Where a sum is more than rounding noise."""
-    return z.abs() > _noise(z)[1].view(-1, *[1] * (z.dim() - 1))
+def _dead(z: Tensor) -> Tensor:
+    """Where a sum is no more than rounding noise."""
+    return z.abs() <= _noise(z)[1].view(-1, *[1] * (z.dim() - 1))
 
 
 def _nothing(t: Tensor) -> bool:

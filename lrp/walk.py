@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import vocabulary as v
@@ -13,7 +15,7 @@ from .errors import LRPError, LRPWarning, UnsupportedOperation
 from .explanation import Entry
 from .graph import Node
 from .operators import reduce_to
-from .rules import Epsilon, Gamma, Pass, Rule
+from .rules import Direct, Epsilon, Gamma, Pass, Rule
 from .sharing import Step, total
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 LOCAL = (v.AVERAGE, v.MAXIMUM, v.REARRANGE)  # nodes whose own small autograd graph is kept until the walk
 GENERIC = (v.UNKNOWN, v.LRN)  # nodes that a rule other than Pass treats by their local linearisation
+OVERWRITING = {"relu": torch.relu_, "relu6": partial(F.hardtanh_, min_val=0.0, max_val=6.0)}  # activations in place
 PASSING = (v.ACTIVATION, v.NORM, v.SCALE)
 
 
@@ -32,6 +35,7 @@ class Tape:
         self.values: dict[Node, object] = {}
         self.local: dict[Node, tuple] = {}
         self.unbiased: dict[Node, Tensor] = {}  # outputs without their bias, where rules exclude it
+        self.steps: dict[Node, Step] = {}  # rules at nodes, with what they have worked out already
         self.absorb = explainer.composite.bias == "absorb"
         self.shapes: dict[Node, torch.Size] = {}
         self.uses = dict(self.graph.users)
@@ -71,16 +75,20 @@ class Tape:
                     f"BatchNorm `{node.aliases[-1]}` follows dense layer `{node.name}` on more than two axes and "
                     "cannot be folded into it: give the composite fold_batchnorm=False"
                 )
-            (w, b), _ = self.explainer.weights(node, operator)
-            xs = [self.values[node.inputs[0]]]
-            if self.absorb or b is None or not isinstance(self.explainer.rules[node], (Epsilon, Gamma)):
+            (w, b), parts = self.explainer.weights(node, operator)
+            xs, rule = [self.values[node.inputs[0]]], self.explainer.rules[node]
+            if rule.complete and xs[0].element_size() >= 4:  # in half precision the sum of rounded parts is too rough
+                self.steps[node] = Step(rule, operator, xs, None, (w, b), parts, self.absorb, nonnegative(node))
+                return self.steps[node].forward()
+            if self.absorb or b is None or not isinstance(rule, (Epsilon, Gamma)):
                 return operator.forward(xs, w, b)
             self.unbiased[node] = z = operator.apply(xs, w)
             return z + operator.spread(b, z)
-        if node.op == "relu" and node.kind == v.ACTIVATION and self._ours(node.inputs[0]):
-            return torch.relu_(self.values[node.inputs[0]])
+        overwrite = OVERWRITING.get(node.op) if node.kind == v.ACTIVATION else None
+        if overwrite and self._ours(node.inputs[0]):
+            return overwrite(self.values[node.inputs[0]])
         rule = self.explainer.rules[node]
-        generic = node.kind in GENERIC and rule is not None and not isinstance(rule, Pass)
+        generic = node.kind in GENERIC and rule is not None and not isinstance(rule, (Pass, Direct))
         if node.kind not in LOCAL and not generic:
             return node.run(self.values)
         leaves = {n: self.values[n].detach().requires_grad_() for n in node.sources}
@@ -118,13 +126,17 @@ class Tape:
             self.release(needed)
         self.local.pop(node, None)
         self.unbiased.pop(node, None)
+        self.steps.pop(node, None)
 
 
 class Walk:
-    """The way back: relevance (T, N, ...) by node, from the output to the input."""
+    """The way back: relevance (T, N, ...) by node, from the output to the input.
 
-    def __init__(self, explainer: LRP, tape: Tape, contrast: bool):
-        self.explainer, self.tape, self.contrast = explainer, tape, contrast
+    Several walks may use one tape, each with targets of its own; only the `last` takes along what it has passed.
+    """
+
+    def __init__(self, explainer: LRP, tape: Tape, contrast: bool, last: bool = True):
+        self.explainer, self.tape, self.contrast, self.last = explainer, tape, contrast, last
         self.graph, self.rules = explainer.graph, explainer.rules
         self.R: dict[Node, Tensor] = {}
         self.arrived: dict[Node, Tensor] = {}  # sum of R by node, (T, N)
@@ -142,7 +154,8 @@ class Walk:
                 if node.kind == v.INPUT:
                     return R_node, kept
                 self._visit(node, R_node)
-            self.tape.done(node)
+            if self.last:
+                self.tape.done(node)
         return R.new_zeros(len(R), *x.shape), kept  # relevance never reached the input
 
     def _visit(self, node: Node, R: Tensor) -> None:
@@ -150,6 +163,8 @@ class Walk:
         rule = self.rules[node]
         if isinstance(rule, Pass):
             shares = self._pass(node, R)
+        elif isinstance(rule, Direct):
+            shares = [(node.inputs[0], self._direct(node, rule, R))]
         elif node.kind in v.LINEAR or (node.kind in GENERIC and rule is not None):
             shares = self._share(node, rule, R, entry)
         elif node.kind in PASSING:
@@ -175,22 +190,11 @@ class Walk:
 
     def _share(self, node: Node, rule: Rule, R: Tensor, entry: Entry) -> list[tuple[Node, Tensor]]:
         """A rule at a linear node; at the last layer of a contrast, minus the same with negated weights."""
-        values = self.tape.values
-        operator = node.operator(values, local=lambda s: self.tape.back(node, s))
-        weights, parts = self.explainer.weights(node, operator)
-        inputs = node.inputs[:1] if node.kind in v.WEIGHTED else node.inputs
-        xs = [values[n] for n in inputs]
-        complaint = rule.complaint(xs)
-        if complaint:
-            warnings.warn(f"node `{node.name}`: {complaint}", LRPWarning, stacklevel=6)
-        options = {
-            "absorb": self.tape.absorb,
-            "nonnegative": [n.nonnegative for n in inputs],
-        }
-        knows = self.tape.absorb or weights[1] is None
-        z = values.get(node) if knows else self.tape.unbiased.get(node)
-        step = Step(operator, xs, z, R, weights, parts, **options).share(rule)
-        relevance, entry.bias, entry.stabiliser = step.relevance, step.bias, step.stabiliser
+        step = self.tape.steps.pop(node, None) or self._step(node, rule)
+        shares = step.share(R, keep=not self.last)
+        relevance, entry.bias, entry.stabiliser = shares.relevance, shares.bias, shares.stabiliser
+        if not self.last:
+            self.tape.steps[node] = step
         if self.contrast and node in self.graph.last:
             if not rule.sign_selective:
                 raise LRPError(
@@ -198,13 +202,30 @@ class Walk:
                     f"weights give the same shares. Give that layer another rule, as in "
                     f"overrides={{'{node.name}': rules.ZPlus()}}"
                 )
-            w, b = weights
-            negated = (-w, None if b is None else -b)
-            dual = Step(operator, xs, None if z is None else -z, R, negated, {}, **options).share(rule)
+            dual = self._step(node, rule, sign=-1).share(R)
             relevance = [a - d for a, d in zip(relevance, dual.relevance, strict=True)]
             entry.bias, entry.stabiliser = entry.bias - dual.bias, entry.stabiliser - dual.stabiliser
             entry.relevance_out = entry.relevance_out * 0
-        return list(zip(inputs, relevance, strict=True))
+        return list(zip(readable(node), relevance, strict=True))
+
+    def _step(self, node: Node, rule: Rule, sign: int = 1) -> Step:
+        """The rule at a linear node, or with sign -1 at the same node with negated weights."""
+        values = self.tape.values
+        operator = node.operator(values, local=lambda s: self.tape.back(node, s))
+        (w, b), parts = self.explainer.weights(node, operator)
+        xs = [values[n] for n in readable(node)]
+        complaint = rule.complaint(xs)
+        if complaint:
+            warnings.warn(f"node `{node.name}`: {complaint}", LRPWarning, stacklevel=7)
+        z = values.get(node) if self.tape.absorb or b is None else self.tape.unbiased.get(node)
+        if sign < 0:
+            w, b, parts, z = -w, None if b is None else -b, {}, None if z is None else -z
+        return Step(rule, operator, xs, z, (w, b), parts, self.tape.absorb, nonnegative(node))
+
+    def _direct(self, node: Node, rule: Direct, R: Tensor) -> Tensor:
+        """A rule that knows the layer."""
+        values, source = self.tape.values, node.inputs[0]
+        return rule.share(values[source], R, node.layer(values), lambda x: node.run({**values, source: x}))
 
     def _pass(self, node: Node, R: Tensor) -> list[tuple[Node, Tensor]]:
         for source in node.inputs:
@@ -225,6 +246,16 @@ class Walk:
             signal = node.inputs[1 - gate]
             return [(signal, reduce_to(R, self._like(signal)))]
         return [(n, reduce_to(R / 2, self._like(n))) for n in node.inputs]
+
+
+def readable(node: Node) -> tuple[Node, ...]:
+    """The inputs of a linear node that are data, not weights."""
+    return node.inputs[:1] if node.kind in v.WEIGHTED else node.inputs
+
+
+def nonnegative(node: Node) -> list[bool]:
+    """Which of them are known to be >= 0."""
+    return [source.nonnegative for source in readable(node)]
 
 
 def no_rule(node: Node) -> UnsupportedOperation:
