@@ -126,6 +126,21 @@ def targets(target, output: Tensor) -> tuple[Tensor, bool]:
     return torch.stack([_target(t, output) for t in given]), single
 
 
+def unit(target, output: Tensor, name: str) -> tuple[int, ...]:
+    """A channel, or one place of it, at a hidden output (N, C, ...): c or (c, y, x) as a tuple of ints."""
+    sizes = tuple(output.shape[1:])
+    index = target if isinstance(target, tuple) else (target,)
+    integral = all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in index)
+    if not integral or len(index) not in (1, len(sizes)):
+        raise TargetError(
+            f"`{name}` gives (N, {', '.join(map(str, sizes))}): there a target is a channel, or a tuple of "
+            f"{len(sizes)} indices for one unit, or a list of these; got {target!r}"
+        )
+    if any(not 0 <= i < size for i, size in zip(index, sizes, strict=False)):
+        raise TargetError(f"{target!r} is no unit of `{name}`, whose output is (N, {', '.join(map(str, sizes))})")
+    return tuple(int(i) for i in index)
+
+
 def _target(target, output: Tensor) -> Tensor:
     n, k = output.shape
     if target is None:

@@ -70,14 +70,14 @@ class LRP:
         return False
 
     @torch.no_grad()
-    def attribute(self, x: Tensor, target=None, seed: Seed | Tensor | None = None) -> Tensor:
+    def attribute(self, x: Tensor, target=None, seed: Seed | Tensor | None = None, start: str | None = None) -> Tensor:
         """Relevance of every input value: a tensor shaped like x, or (T, N, ...) for a list of T targets.
 
         captum's calling convention; see `explain` for the arguments. A tuple with one tensor gives one back.
         """
         if isinstance(x, tuple) and len(x) == 1:
-            return (self.explain(x[0], target, seed).relevance,)
-        return self.explain(x, target, seed).relevance
+            return (self.explain(x[0], target, seed, start=start).relevance,)
+        return self.explain(x, target, seed, start=start).relevance
 
     @torch.no_grad()
     def explain(
@@ -86,6 +86,7 @@ class LRP:
         target: Target | Sequence[Target] = None,
         seed: Seed | Tensor | None = None,
         layers: Sequence[str] = (),
+        start: str | None = None,
     ) -> Explanation:
         """Relevance of x with its output, its ledger and, on demand, the relevance at named modules.
 
@@ -96,6 +97,9 @@ class LRP:
             seed: where relevance starts (default `seeds.Logit()`), or a tensor shaped like the output (N, K),
                 or (T, N, K), which then is the relevance at the output; `target` is not used in that case.
             layers: names of modules whose output relevance is wanted.
+            start: name of a hidden module; relevance then starts at its output, and a target is one of its units.
+                Where that output is (N, C, H, W), the target c is a whole channel and the tuple (c, y, x) one unit
+                of it; several targets are a list.
 
         Raises InputError, TargetError or UnsupportedOperation, each naming the thing and the way out.
         """
@@ -105,17 +109,17 @@ class LRP:
         x = x.clone() if x.is_inference() else x
         with torch.inference_mode(False), torch.no_grad(), _full_precision(x):
             self._refresh(x)
-            tape = Tape(self)
-            output = tape.forward(x)
-            R, target, single = self._start(output, target, seed)
-            contrast = isinstance(seed, Seed) and seed.negate_last
-            relevance, kept, entries = self._walk(tape, R, x, set(wanted.values()), contrast)
+            tape, node = Tape(self), self.graph.output if start is None else self.graph.find(start)
+            output = tape.forward(x, node)
+            R, target, single = self._start(output, target, seed, hidden=start)
+            contrast = self.graph.feeding(node) if isinstance(seed, Seed) and seed.negate_last else set()
+            relevance, kept, entries = self._walk(tape, node, R, x, set(wanted.values()), contrast)
         started = total(R)
         e = Explanation(
             relevance=seed.finish(relevance) if isinstance(seed, Seed) else relevance,
             output=output,
             target=target,
-            layers={name: kept[node] for name, node in wanted.items()},
+            layers={name: kept[node] for name, node in wanted.items() if node in kept},
             entries=entries,
             seed=started * 0 if contrast else started,  # a contrast takes away as much as it gives
             received=total(relevance),
@@ -127,18 +131,18 @@ class LRP:
             e.layers = {name: layer[0] for name, layer in e.layers.items()}
         return e
 
-    def _walk(self, tape: Tape, R: Tensor, x: Tensor, wanted: set[Node], contrast: bool) -> tuple:
+    def _walk(self, tape: Tape, start: Node, R: Tensor, x: Tensor, wanted: set[Node], contrast: set[Node]) -> tuple:
         """Relevance of the input and of the wanted nodes, and the books, from as many walks as memory asks for."""
         largest = max(shape.numel() for shape in tape.shapes.values())
         blocks = R.split(max(1, BLOCK.get(x.device.type, BLOCK["cuda"]) // max(1, largest)))
         relevance, kept, entries = [], [], []
         for i, R_block in enumerate(blocks, 1):
             walk = Walk(self, tape, contrast, last=i == len(blocks))
-            arrived, layers = walk.back(R_block, x, wanted)
+            arrived, layers = walk.back(start, R_block, x, wanted)
             relevance.append(arrived), kept.append(layers), entries.append(walk.entries)
         if len(blocks) == 1:
             return relevance[0], kept[0], entries[0]
-        layers = {node: torch.cat([k[node] for k in kept]) for node in wanted}
+        layers = {node: torch.cat([k[node] for k in kept]) for node in kept[0]}
         return torch.cat(relevance), layers, [Entry.joined(books) for books in zip(*entries, strict=True)]
 
     def _rule(self, node: Node) -> Rule | None:
@@ -203,18 +207,36 @@ class LRP:
             self._weights[node], self._parts[node] = operator.weights(), {}
         return self._weights[node], self._parts[node]
 
-    def _start(self, output: Tensor, target, seed) -> tuple[Tensor, Tensor | None, bool]:
-        """Relevance at the output (T, N, K), the targets, and whether one map per sample was asked for."""
+    def _start(self, output: Tensor, target, seed, hidden: str | None) -> tuple[Tensor, Tensor | None, bool]:
+        """Relevance where it starts (T, N, K), the targets, and whether one map per sample was asked for."""
         if isinstance(seed, Tensor):
             checks.seed(seed, output)
             single = seed.dim() == output.dim()
             return (seed[None] if single else seed).to(output), None, single
         if seed is not None and not isinstance(seed, Seed):
             raise InputError(f"{seed!r} is no seed: make one, as in seeds.Logit(), or hand over a tensor")
+        seed = Logit() if seed is None else seed
+        if hidden is not None and output.dim() > 2:
+            return self._start_in_space(output, target, seed, hidden)
         checks.logits(output, self.model)
         targets, single = checks.targets(target, output)
-        R = (Logit() if seed is None else seed)(output, targets)
-        return R, targets[0] if single else targets, single
+        return seed(output, targets), targets[0] if single else targets, single
+
+    def _start_in_space(self, output: Tensor, target, seed: Seed, hidden: str) -> tuple[Tensor, Tensor | None, bool]:
+        """The same at a hidden (N, C, ...): every place is a sample of its own, a unit one place of a channel."""
+        single = not isinstance(target, list)
+        places = output.movedim(1, -1)
+        rows = []
+        for one in [target] if single else target:
+            channel, *place = checks.unit(one, output, hidden)
+            channels = torch.full((1, places[..., 0].numel()), channel, device=output.device)
+            R = seed(places.flatten(0, -2), channels).view(places.shape).movedim(-1, 1)
+            if place:
+                here = (slice(None), slice(None), *place)
+                R, whole = torch.zeros_like(R), R
+                R[here] = whole[here]
+            rows.append(R)
+        return torch.stack(rows), None, single
 
     def _audit(self, e: Explanation, x: Tensor) -> None:
         """Say so when a result is not finite (an error) or the books do not balance (a warning)."""

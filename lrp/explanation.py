@@ -53,8 +53,8 @@ class Explanation:
 
     Attributes:
         relevance: shaped like x, (N, ...); with T targets (T, N, ...).
-        output: the network's output (N, K).
-        target: the classes that were explained, (N,) or (T, N); None where a tensor was the seed.
+        output: the network's output (N, K), or that of the module at which relevance started.
+        target: the classes that were explained, (N,) or (T, N); None where a tensor was the seed or a unit in space.
         layers: {name: relevance at the output of that module}, (N, ...) or (T, N, ...).
         entries: the books, node by node from the output to the input, with amounts per target and sample.
         seed: relevance at the start, (T, N).

@@ -18,7 +18,7 @@ from .errors import InputError
 from .operators import Addition, Averaging, Convolution, Dense, Operator, Scaling
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One operation of the network; `inputs` are the nodes it hands relevance to, in order of use."""
 
@@ -36,6 +36,9 @@ class Node:
     signs: tuple[float, ...] = ()  # of the summands of an addition
     constants: tuple = ()  # what an addition adds besides its inputs: (sign, value or Node)
     gate: int | None = None  # which factor of a product is the gate, where the graph tells
+
+    def __repr__(self):
+        return f"Node({self.name!r}, {self.kind})"
 
     @property
     def carries(self) -> bool:
@@ -87,7 +90,11 @@ class Graph:
             for source in sources:
                 self.users[source] += 1
         self.first = self._nearest(self.input, {n: [m for m in nodes if n in m.inputs] for n in nodes})
-        self.last = self._nearest(output, {n: n.inputs for n in nodes})
+        self.last = self.feeding(output)
+
+    def feeding(self, node: Node) -> set[Node]:
+        """The convolutions and dense layers that make this node's value (itself, if it is one)."""
+        return self._nearest(node, {n: n.inputs for n in self.nodes})
 
     @staticmethod
     def _nearest(start: Node, step: dict[Node, list[Node]]) -> set[Node]:
@@ -106,7 +113,7 @@ class Graph:
 
     def find(self, name: str) -> Node:
         """The node whose value a module (or a node) of this name returns."""
-        node = self.modules.get(name) or self.names.get(name)
+        node = self.names.get(name) or self.modules.get(name)  # first its own value, before a ReLU overwrote it
         if node is None or not node.carries:
             near = difflib.get_close_matches(name, [*self.modules, *self.names], n=5, cutoff=0.3)
             hint = f"; similar names: {', '.join(near)}" if near else ""

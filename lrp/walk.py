@@ -51,9 +51,10 @@ class Tape:
         reads_output = isinstance(rule, (Epsilon, Gamma)) and self.absorb
         return ({node} if reads_output or node.kind == v.AVERAGE else set()) | self.graph.reads[node]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the network; x (N, ...) -> output (N, K)."""
-        self.uses[self.graph.output] += 1
+    def forward(self, x: Tensor, end: Node | None = None) -> Tensor:
+        """Run the network; x (N, ...) -> output (N, K), or the value of another node, where the run ends."""
+        end = end or self.graph.output
+        self.uses[end] += 1
         for node in self.graph.nodes:
             self.values[node] = value = x if node.kind == v.INPUT else self._run(node)
             if isinstance(value, Tensor):
@@ -65,7 +66,9 @@ class Tape:
                     )
             for source in self.graph.reads[node]:
                 self.release(source)
-        return self.values[self.graph.output]
+            if node is end:
+                break
+        return self.values[end]
 
     def _run(self, node: Node):
         if node.kind in (*v.WEIGHTED, v.BATCHNORM):
@@ -135,17 +138,19 @@ class Walk:
     Several walks may use one tape, each with targets of its own; only the `last` takes along what it has passed.
     """
 
-    def __init__(self, explainer: LRP, tape: Tape, contrast: bool, last: bool = True):
-        self.explainer, self.tape, self.contrast, self.last = explainer, tape, contrast, last
+    def __init__(self, explainer: LRP, tape: Tape, contrast: set[Node] = frozenset(), last: bool = True):
+        self.explainer, self.tape, self.last = explainer, tape, last
+        self.contrast = contrast  # layers at which the same with negated weights is taken away
         self.graph, self.rules = explainer.graph, explainer.rules
         self.R: dict[Node, Tensor] = {}
         self.arrived: dict[Node, Tensor] = {}  # sum of R by node, (T, N)
         self.entries: list[Entry] = []
 
-    def back(self, R: Tensor, x: Tensor, wanted: set[Node]) -> tuple[Tensor, dict[Node, Tensor]]:
-        """Walk from the output to the input; returns the input's relevance and that of the wanted nodes."""
-        kept = {node: R.new_zeros(len(R), *self.tape.shapes[node]) for node in wanted}
-        self.R[self.graph.output], self.arrived[self.graph.output] = R, total(R)
+    def back(self, start: Node, R: Tensor, x: Tensor, wanted: set[Node]) -> tuple[Tensor, dict[Node, Tensor]]:
+        """Walk from a node with relevance R to the input; returns the input's relevance and that of wanted nodes."""
+        shapes = self.tape.shapes
+        kept = {node: R.new_zeros(len(R), *shapes[node]) for node in wanted if node in shapes}
+        self.R[start], self.arrived[start] = R, total(R)
         for node in reversed(self.graph.nodes):
             R_node = self.R.pop(node, None)
             if R_node is not None:
@@ -195,11 +200,11 @@ class Walk:
         relevance, entry.bias, entry.stabiliser = shares.relevance, shares.bias, shares.stabiliser
         if not self.last:
             self.tape.steps[node] = step
-        if self.contrast and node in self.graph.last:
+        if node in self.contrast:
             if not rule.sign_selective:
                 raise LRPError(
-                    f"Contrastive(kind=2) is identically zero under {rule!r} at the last layer `{node.name}`: negated "
-                    f"weights give the same shares. Give that layer another rule, as in "
+                    f"Contrastive(kind=2) is identically zero under {rule!r} at layer `{node.name}`, where relevance "
+                    "starts: negated weights give the same shares. Give that layer another rule, as in "
                     f"overrides={{'{node.name}': rules.ZPlus()}}"
                 )
             dual = self._step(node, rule, sign=-1).share(R)

@@ -63,7 +63,7 @@ def test_a_walk_carries_as_many_targets_as_memory_allows(monkeypatch):
     explainer.attribute(x)
     walks, measured = [], []
     back, measure = Walk.back, Step.measure
-    monkeypatch.setattr(Walk, "back", lambda self, R, *rest: walks.append(len(R)) or back(self, R, *rest))
+    monkeypatch.setattr(Walk, "back", lambda self, start, R, *rest: walks.append(len(R)) or back(self, start, R, *rest))
     monkeypatch.setattr(Step, "measure", lambda self, group: measured.append(group) or measure(self, group))
     explainer.attribute(x, [0, 1, 2, 3, 4])
     once = len(measured)

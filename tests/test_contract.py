@@ -90,7 +90,7 @@ def test_defaults(model):
     assert (rules.Epsilon(), rules.Gamma()) == (rules.Epsilon(1e-6, True), rules.Gamma(0.25, 1e-6))
     assert (rules.AlphaBeta(), rules.ZBox()) == (rules.AlphaBeta(2.0, 1.0), rules.ZBox(0.0, 1.0))
     assert seeds.Contrastive() == seeds.Contrastive(kind=1, others="uniform", positive=True)
-    assert list(inspect.signature(LRP.attribute).parameters)[1:] == ["x", "target", "seed"]
+    assert list(inspect.signature(LRP.attribute).parameters)[1:] == ["x", "target", "seed", "start"]
     assert list(inspect.signature(LRP.explain).parameters)[1:] == ["x", "target", "seed", "layers"]
 
 

@@ -255,7 +255,7 @@ def test_contrastive_in_one_pass_is_the_papers_two():
     two = (target - LRP(negated, composite).attribute(x, seed=start)).clamp(min=0)
     e = explainer.explain(x, 2, seed=seeds.Contrastive(kind=2))
     assert torch.allclose(e.relevance, two, atol=1e-12) and float(two.max()) > 0 and e.imbalance < 1e-9
-    with pytest.raises(LRPError, match=r"identically zero under Epsilon.*last layer `head\.1`.*rules\.ZPlus\(\)"):
+    with pytest.raises(LRPError, match=r"identically zero under Epsilon.*layer `head\.1`.*rules\.ZPlus\(\)"):
         LRP(model).attribute(x, 2, seed=seeds.Contrastive(kind=2))
 
 
