@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import vocabulary
-from .errors import UnsupportedOperation
+from .errors import LRPError, UnsupportedOperation
 from .rules import Direct
 
 
@@ -193,3 +193,53 @@ class Neighbourhood:
         if uniform:
             to_self = self.box(to_self / self.box(torch.ones_like(self.square)), transposed=True)
         return self.box(to_neighbours, transposed=True).sub_(to_neighbours).mul_(self.square).add_(to_self)
+
+
+# ---------------------------------------------------------------- what such layers do in a network
+
+
+@torch.no_grad()
+def inputs(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
+    """The LRN modules of a model by name, in order of execution, each with what it receives for input x.
+
+    Raises LRPError for a model without one. The model is left as it was.
+    """
+    found: dict[str, tuple[nn.Module, Tensor]] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda m, args, name=name: found.__setitem__(name, (m, args[0].detach())))
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.LocalResponseNorm, WithinChannelLRN))
+    ]
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise LRPError(f"{type(model).__name__} has no local response normalisation")
+    return found
+
+
+def denominators(layer: nn.Module, x: Tensor) -> Tensor:
+    """s^c, what each unit of x (N, ...) is divided by."""
+    n = Neighbourhood(layer, x)
+    return (n.a * (1 + n.w)).pow(n.c)
+
+
+def inhibition(layer: nn.Module, x: Tensor) -> Tensor:
+    """w >= 0, how much the neighbours inhibit each unit of x (N, ...); 0 for a unit without active neighbours."""
+    return Neighbourhood(layer, x).w
+
+
+def taylor_share(w: Tensor, c: float = 0.75) -> Tensor:
+    """What `LRNTaylor` takes from a unit's neighbours per unit of relevance: t / (1 - t), t = 2 c w (1 + w)^(-c-1).
+
+    Largest at w = 1/c: 0.83 for c = 0.75. Source: binder2016layer (the bound follows from its equations).
+    """
+    t = 2 * c * w * (1 + w) ** (-c - 1)
+    return t / (1 - t)
+
+
+def path_share(w: Tensor, c: float = 0.75) -> Tensor:
+    """The same for `LRNPath`: (1 + w)^c - 1."""
+    return (1 + w) ** c - 1

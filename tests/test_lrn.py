@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from networks import Net
 from torch import nn
 
-from lrp import LRP, LRPError, LRPWarning, UnsupportedOperation, composites, rules
+from lrp import LRP, LRPError, LRPWarning, UnsupportedOperation, composites, lrn, rules
 from lrp.lrn import LRNGradient, LRNPath, LRNTaylor, LRNToolbox, WithinChannelLRN
 
 RULES = [LRNTaylor(), LRNTaylor("uniform"), LRNPath(), LRNToolbox(), LRNGradient()]
@@ -262,6 +262,23 @@ def test_within_channels_too():
         warnings.simplefilter("error")
         e = LRP(model, composites.EpsilonPlus(lrn=LRNTaylor(), bias="exclude")).explain(x)
     assert e.imbalance < 1e-12
+
+
+def test_what_a_layer_receives_and_divides_by():
+    x = 5 * torch.randn(2, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    model = network()
+    ((name, (layer, a)),) = lrn.inputs(model, x).items()
+    assert name == "lrn" and layer is model.lrn and torch.equal(a, model.first(x).relu())
+    assert not layer._forward_pre_hooks
+    assert torch.allclose(a / lrn.denominators(layer, a), layer(a), rtol=1e-12)
+    for rule, formula in ((LRNTaylor(), lrn.taylor_share), (LRNPath(), lrn.path_share)):
+        for k in ((0, 3, 2, 2), (1, 7, 0, 5)):
+            R = torch.zeros_like(a)
+            R[k] = 1
+            v = share(rule, layer, a, R)
+            assert float(formula(lrn.inhibition(layer, a), layer.beta)[k]) == pytest.approx(float(v[k]) - 1, abs=1e-12)
+    with pytest.raises(LRPError, match="Linear has no local response normalisation"):
+        lrn.inputs(nn.Linear(2, 2), torch.ones(1, 2))
 
 
 def test_refusals():
