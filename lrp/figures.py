@@ -9,14 +9,10 @@ it.
 """
 
 import io
-import json
-import math
-import os
 import platform
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -28,8 +24,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL import Image
 
+from . import records
+from .records import Number as Number  # notebooks take it from here, beside `save`
+
 STYLE = Path(__file__).with_name("lrp.mplstyle")
-INTERACTIVE = Path(__file__).resolve().parent.parent / "build" / "interactive"
 PROFILES = ("quick", "full")
 WIDTH = 6.3  # inches, the text width that every figure fills
 DIVERGING = "RdBu_r"
@@ -38,17 +36,6 @@ DIVERGING = "RdBu_r"
 PIXEL_MEAN = 0.5  # mean absolute difference, in steps of 255
 PIXEL_SHARE = 0.002  # share of pixels that differ visibly,
 PIXEL_STEP = 8  # that is by more than this many steps
-
-_saved: dict[str, dict] = {}  # the figures saved by this run, in order: name -> what is recorded about it
-
-
-@dataclass(frozen=True)
-class Number:
-    """A value with the tolerance of its reproduction: |new - old| <= atol + rtol * |old|."""
-
-    value: float
-    rtol: float = 1e-3
-    atol: float = 1e-6
 
 
 def setup(seed: int = 0, device: str = "auto", profile: str = "quick"):
@@ -121,32 +108,21 @@ def save(
     it once, at the end of its cell. Raises ValueError for a bad name, caption or number and for a name that
     was already saved with other content, and OSError if it cannot write.
     """
-    if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
-        raise ValueError(f"figure name {name!r} must look like 01_slug: two digits, then lower case, no suffix")
+    records.check_name("figure", name)
     if not caption.strip():
         raise ValueError(f"figure {name} needs a caption")
-    run = os.environ.get("LRP_RUN")  # the file in which this run of make collects what is saved
-    if run and not Path(run).name.startswith(name[:3]):
-        raise ValueError(f"figure {name} must start with the number of its notebook, {Path(run).stem}")
-
     picture = _png(fig)
     caption = " ".join(caption.split())
     record = {
         "caption": caption,
         "alt": " ".join((alt or re.split(r"[.;:](?:\s|$)", caption)[0] + ".").split()),
-        "numbers": _flat(numbers or {}),
+        "numbers": records.flat(numbers or {}),
     }
-    if run and name in _saved and _saved[name] != {**record, "png": picture}:
-        raise ValueError(f"figure {name} was already saved by this notebook, with other content: give it another name")
-    _saved[name] = {**record, "png": picture}
-
-    folder = Path(os.environ.get("LRP_FIGURES") or INTERACTIVE)
-    target = folder / f"{name}.png"
+    records.remember("figures", name, record, picture)
+    target = records.folder() / f"{name}.png"
     if not target.exists() or not same_picture(target.read_bytes(), picture):
-        _write(target, picture)
-    part = Path(run) if run else folder / f"{name[:2]}.json"
-    public = {key: {k: v for k, v in rec.items() if k != "png"} for key, rec in _saved.items() if key[:2] == name[:2]}
-    _write(part, json.dumps({"figures": public}, indent=1).encode())
+        records.write(target, picture)
+    records.write_out(name[:2])
 
 
 def _png(fig: Figure) -> bytes:
@@ -168,36 +144,6 @@ def same_picture(old: bytes, new: bytes) -> bool:
         return False
     difference = np.abs(a - b)
     return bool(difference.mean() <= PIXEL_MEAN and (difference.max(axis=-1) > PIXEL_STEP).mean() <= PIXEL_SHARE)
-
-
-def _flat(numbers: Mapping[str, object], prefix: str = "") -> dict[str, dict]:
-    """Return nested numbers as one level, names joined by a slash. Raises ValueError for any not finite."""
-    flat: dict[str, dict] = {}
-    for key, value in numbers.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{name}/")
-            continue
-        if isinstance(value, (bool, int, np.bool_, np.integer)):
-            flat[name] = {"value": value if isinstance(value, (bool, int)) else value.item()}  # compared exactly
-            continue
-        number = value if isinstance(value, Number) else Number(value)
-        try:
-            number = Number(float(number.value), float(number.rtol), float(number.atol))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"number {name!r} is a {type(value).__name__}, not one number") from error
-        if not math.isfinite(number.value):
-            raise ValueError(f"number {name!r} is {number.value}")
-        flat[name] = asdict(number)
-    return flat
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def _array(x) -> np.ndarray:

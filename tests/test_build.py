@@ -13,14 +13,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("notebooks.py", "notebook_keys.py", "gallery.py", "figures.py", "lrp.mplstyle")
+COPIED = (
+    *("notebooks.py", "notebook_keys.py", "gallery.py", "figures.py", "lrp.mplstyle"),
+    *("records.py", "scorecard.py", "scorecard_page.py"),
+)
 PARAMETERS = "SEED: int = 0  # seed\nDEVICE: str = 'cpu'  # device\nPROFILE: str = 'quick'  # profile"
 PLOT = """import matplotlib.pyplot as plt
 from lrp.{module} import value
 from lrp.figures import save
 fig, ax = plt.subplots(figsize=(1, 1))
 ax.plot([0, value()])
-save(fig, "{number}_line", caption="A line.", numbers={{"end": value(), "n": 2}})"""
+save(fig, "{number}_line", caption="A line.", numbers={{"end": value(), "n": 2}})
+from lrp.scorecard import claim
+claim("{number}_low", "It stays low.", value() < 3, shown={{"end": value()}}, source="binder2016layer")"""
 
 
 def notebook(*cells: tuple[str, str]) -> str:
@@ -95,6 +100,13 @@ def test_content_decides_what_runs(toy):
     gallery = (toy.root / "figures/README.md").read_text()
     assert "![A line.](01_line.png)" in gallery and "../notebooks/02_second.ipynb" in gallery
 
+    claims = json.loads((toy.root / "figures/claims.json").read_text())
+    assert {name: record["verdict"] for name, record in claims.items()} == {
+        "01_low": "reproduced",
+        "02_low": "reproduced",
+    }
+    assert "Quick profile: 2 reproduced, 0 not" in (toy.root / "figures/scorecard.md").read_text()
+
     start = time.monotonic()
     code, ran, output = toy.make("figures")
     assert (code, ran) == (0, set()), output
@@ -124,10 +136,19 @@ def test_check_names_what_is_not_reproduced(toy):
     numbers.write_text(now)
     assert code != 0 and "01_line end" in output and "1.5" in output and "1.6" in output
 
+    claims = toy.root / "figures/claims.json"
+    now = claims.read_text()
+    claims.write_text(now.replace('"verdict": "reproduced"', '"verdict": "not reproduced"', 1))
+    code, _, output = toy.make("check")
+    claims.write_text(now)
+    assert code != 0 and re.search(r"claim 01_low verdict +not reproduced +reproduced", output), output
+    assert "02_low" not in output
+
 
 def test_a_failure_never_looks_done(toy):
     toy.write_notebooks(last="before = 1\nraise ValueError('the cell is broken')")
-    toy.write("lrp/deep.py", "def number():\n    return 1.7\n")
+    toy.write("lrp/deep.py", "def number():\n    return 3.5\n")
+    toy.write("lrp/second.py", "def value():\n    return 4.5\n")
     code, ran, output = toy.make("figures")
     assert code != 0 and ran == {"01", "02"}, "the other notebook runs all the same"
     assert "the cell is broken" in output and "raise ValueError" in output
@@ -137,6 +158,13 @@ def test_a_failure_never_looks_done(toy):
     assert toy.make("check")[0] != 0
     states = toy.make("status")[2].splitlines()
     assert "fresh" in states[1] and "failed" in states[2]
+
+    assert "02_low" in (toy.root / "build/quick/02_second.json").read_text(), "it failed after its claim"
+    assert toy.make("01")[:2] == (0, set())
+    claims = json.loads((toy.root / "figures/claims.json").read_text())
+    assert claims["01_low"]["verdict"] == "not reproduced"
+    assert claims["02_low"]["verdict"] == "reproduced", "a failed run changes no claim"
+    assert claims["02_low"]["numbers"]["shown/end"]["value"] == 2.5
 
 
 @pytest.mark.parametrize(

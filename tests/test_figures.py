@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrp import figures, gallery
+from lrp import figures, gallery, records
 from lrp.figures import Number
 
 
@@ -20,10 +20,15 @@ def run(tmp_path, monkeypatch):
     """A run of notebook 01 that saves into an empty folder; no figure stays open."""
     monkeypatch.setenv("LRP_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("LRP_RUN", str(tmp_path / "01_toy.json"))
-    monkeypatch.setattr(figures, "_saved", {})
+    forget(monkeypatch)
     with matplotlib.rc_context():
         yield tmp_path
     plt.close("all")
+
+
+def forget(monkeypatch):
+    """Start a new run."""
+    monkeypatch.setattr(records, "_kept", {"figures": {}, "claims": {}})
 
 
 def line(top: float = 1.0):
@@ -71,10 +76,10 @@ def test_a_picture_is_replaced_only_if_it_changed(run, monkeypatch):
     figures.save(line(), "01_line", caption="A line.")
     path = run / "figures/01_line.png"
     first = path.read_bytes()
-    monkeypatch.setattr(figures, "_saved", {})
+    forget(monkeypatch)
     figures.save(line(1.0 + 1e-9), "01_line", caption="A line.")
     assert path.read_bytes() == first
-    monkeypatch.setattr(figures, "_saved", {})
+    forget(monkeypatch)
     figures.save(line(2.0), "01_line", caption="A line.")
     assert path.read_bytes() != first, "another axis label is a visible change"
 
@@ -112,7 +117,7 @@ def test_save_fails_loudly_where_it_cannot_write(run):
 def test_interactive_use_leaves_committed_figures_alone(run, monkeypatch):
     monkeypatch.delenv("LRP_RUN")
     monkeypatch.delenv("LRP_FIGURES")
-    monkeypatch.setattr(figures, "INTERACTIVE", run / "interactive")
+    monkeypatch.setattr(records, "INTERACTIVE", run / "interactive")
     for caption in ("A line.", "A cell runs again, changed."):
         figures.save(line(), "01_line", caption=caption)
     assert (run / "interactive/01_line.png").exists() and not (run / "figures").exists()
@@ -124,10 +129,12 @@ def test_numbers_of_every_kind():
         "i": np.int64(3),
         "f": np.float32(0.5),
         "own": Number(1.0, rtol=0, atol=0.1),
+        "b": np.bool_(True),
     }
-    flat = figures._flat(values)
+    flat = records.flat(values)
     assert flat["t"]["value"] == 2.0 and flat["i"] == {"value": 3} and flat["f"]["value"] == 0.5
     assert flat["own"] == {"value": 1.0, "rtol": 0, "atol": 0.1}
+    assert flat["b"]["value"] is True and flat["i"]["value"] is not True
 
 
 def test_reproduced_numbers_keep_their_text():
@@ -138,6 +145,7 @@ def test_reproduced_numbers_keep_their_text():
     merged = gallery.keep_reproduced(old, {"01_a": {"x": number(1.0004), "y": number(1.2345678), "n": {"value": 2}}})
     assert merged == {"01_a": {"x": number(1.0), "y": number(1.23457), "n": {"value": 2}}}
     assert json.loads(gallery.as_text(merged)) == merged
+    assert ' "01_a": {\n  "n": {"value": 2},\n' in gallery.as_text(merged), "one number per line"
     assert not gallery.within({"value": True}, {"value": False}) and not gallery.within({"value": 2}, {"value": 3})
 
 

@@ -18,6 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 OUTSIDE_THE_CORE = set(
     "figures gallery notebooks notebook_keys notebook_lint environment datasets downloads scenes drawings "
+    "records scorecard scorecard_page "
     "models googlenet training metrics baselines lrn splitting contrastive dmbp echo_state geospatial".split()
 )
 FOLDERS = {"notebooks", "lrp", "data", "figures", "tests"}
