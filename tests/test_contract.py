@@ -91,7 +91,7 @@ def test_defaults(model):
     assert (rules.AlphaBeta(), rules.ZBox()) == (rules.AlphaBeta(2.0, 1.0), rules.ZBox(0.0, 1.0))
     assert seeds.Contrastive() == seeds.Contrastive(kind=1, others="uniform", positive=True)
     assert list(inspect.signature(LRP.attribute).parameters)[1:] == ["x", "target", "seed", "start"]
-    assert list(inspect.signature(LRP.explain).parameters)[1:] == ["x", "target", "seed", "layers"]
+    assert list(inspect.signature(LRP.explain).parameters)[1:] == ["x", "target", "seed", "layers", "start"]
 
 
 def test_names_of_the_field_are_there():
