@@ -2,26 +2,28 @@
 
 Every round times the gradient and then each method, in one process, on the same network, images and threads; a cost is
 the ratio within its round, and the table gives the median over rounds with the least and the largest. Ratios travel
-between machines, seconds don't.
+between machines, seconds don't. Memory is the most that a call holds beyond what stood before it, in the same unit, and
+growth is how cost rises with batch size, image size and number of targets.
 """
 
 import argparse
 import copy
-import statistics
+import json
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 import torchvision
 from torch import nn
 from tqdm import tqdm
 
 from . import composites
+from .benchmark_report import as_markdown, growth_picture, picture, rounded, slopes
 from .coverage import version
 from .engine import LRP
 
@@ -40,7 +42,7 @@ def network(name: str, x: torch.Tensor) -> nn.Module:
     """A classifier with random weights and BatchNorm calibrated on x: its activations are sane (no denormals)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = torchvision.models.get_model(name, weights=None)
+        model = torchvision.models.get_model(name, weights=None).to(x.device)
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for norm in norms:
             norm.momentum = None
@@ -95,19 +97,35 @@ def zennit(model: nn.Module, x: torch.Tensor) -> dict[str, Callable[[], object]]
 
 
 def captum(model: nn.Module, x: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """captum's LRP with its default rules, where it is right: on networks without skips."""
+    """captum's LRP, where it is right: on networks without skips; epsilon everywhere and its form of EpsilonPlus."""
     from captum.attr import LRP as Captum
+    from captum.attr._utils import lrp_rules as theirs
 
     if not isinstance(model, torchvision.models.VGG):
         return {}
     copied, target = copy.deepcopy(model), model(x).argmax(1)
-    return {"captum LRP": lambda: Captum(copied).attribute(x.clone().requires_grad_(), target=target)}
+
+    def explain(convolutions: type):
+        for module in copied.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.rule = convolutions() if isinstance(module, nn.Conv2d) else theirs.EpsilonRule()
+        return Captum(copied).attribute(x.clone().requires_grad_(), target=target)
+
+    return {
+        "captum Epsilon": lambda: explain(theirs.EpsilonRule),
+        "captum EpsilonPlus": lambda: explain(theirs.Alpha1_Beta0_Rule),
+    }
 
 
-def measure(name: str, rounds: int, batch: int, size: int) -> dict[str, list[float]]:
-    """Costs per method, one per round, in units of the gradient of the same round."""
+def images(batch: int, size: int, device: str) -> torch.Tensor:
+    """Random images (N, 3, size, size) within the box of EpsilonGammaBox."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, 3, size, size, generator=generator).clamp(-BOX, BOX)
+    return torch.randn(batch, 3, size, size, generator=generator).clamp(-BOX, BOX).to(device)
+
+
+def measure(name: str, rounds: int, batch: int, size: int, device: str = "cpu") -> dict[str, list[float]]:
+    """Costs per method, one per round, in units of the gradient of the same round."""
+    x = images(batch, size, device)
     model = network(name, x)
     methods = ours(model, x)
     for peer in (zennit, captum):
@@ -126,83 +144,115 @@ def measure(name: str, rounds: int, batch: int, size: int) -> dict[str, list[flo
     return costs
 
 
+def memory(name: str, batch: int, size: int, device: str = "cpu") -> dict[str, float]:
+    """Peak memory of one explanation per preset, in units of the gradient's."""
+    x = images(batch, size, device)
+    model = network(name, x)
+    unit = gradient(model, x)
+    calls = {method: call for method, call in ours(model, x).items() if method != "ten targets, ten calls"}
+    for call in (unit, *calls.values()):
+        call()
+    one = peak(unit, device)
+    return {method: peak(call, device) / one for method, call in calls.items()}
+
+
+def peak(call: Callable[[], object], device: str = "cpu") -> int:
+    """The most bytes of tensors that a call holds at any time, beyond what stood before it."""
+    if device != "cpu":
+        torch.cuda.synchronize(), torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        result = call()
+    del result
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+def growth(name: str = "resnet50", rounds: int = 3, device: str = "cpu") -> list[dict]:
+    """Costs of the gradient and of EpsilonPlus against one quantity at a time, in units of one image's gradient.
+
+    The quantities start from one image of 224 pixels and one target; several targets cost the gradient one forward
+    and as many backward passes.
+    """
+    model = network(name, images(4, 224, device))
+    explainer = LRP(model, composites.EpsilonPlus())
+    settings = [("batch size", n, (n, 224, 1)) for n in (1, 2, 4, 8, 16, 32)]
+    settings += [("image size", n, (1, n, 1)) for n in (112, 160, 224, 320, 448)]
+    settings += [("targets", n, (1, 224, n)) for n in (1, 3, 10, 30, 100)]
+    rows, one = [], gradient(model, images(1, 224, device))
+    for quantity, at, (batch, size, targets) in tqdm(settings, desc=f"{name}, growth"):
+        x, classes = images(batch, size, device), list(range(targets))
+        calls = {
+            "gradient": gradient(model, x) if targets == 1 else lambda x=x, c=classes: gradients(model, x, c),
+            "EpsilonPlus": lambda x=x, c=classes: explainer.attribute(x, c),
+        }
+        for call in calls.values():
+            call()
+        for _ in range(rounds):
+            unit = seconds(one)
+            rows += [
+                {"quantity": quantity, "at": at, "method": method, "cost": seconds(call) / unit}
+                for method, call in calls.items()
+            ]
+    return rows
+
+
+def gradients(model: nn.Module, x: torch.Tensor, classes: list[int]) -> list[torch.Tensor]:
+    """Input gradients of several logits after one forward pass."""
+    leaf = x.clone().requires_grad_()
+    output = model(leaf)
+    return [torch.autograd.grad(output[:, k].sum(), leaf, retain_graph=True)[0] for k in classes]
+
+
 def seconds(call: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
+    """Wall-clock time of one call, to its end on an accelerator too."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
     start = time.perf_counter()
     call()
+    wait()
     return time.perf_counter() - start
 
 
-def picture(results: dict[str, dict[str, list[float]]]) -> plt.Figure:
-    """Costs as dots with their range, one panel per network."""
-    fig, axes = plt.subplots(1, len(results), figsize=(6.3, 2.6), sharey=True)
-    methods = [m for m in next(iter(results.values())) if not m.startswith("ten")]
-    for ax, (name, costs) in zip(np.atleast_1d(axes), results.items(), strict=True):
-        y = np.arange(len(methods))[::-1]
-        for at, method in zip(y, methods, strict=True):
-            if method in costs:
-                low, middle, high = min(costs[method]), statistics.median(costs[method]), max(costs[method])
-                colour = "0.55" if method.startswith(("zennit", "captum")) else "#0072B2"
-                ax.plot([low, high], [at, at], color=colour, lw=1)
-                ax.plot(middle, at, "o", color=colour, ms=4)
-        ax.axvline(1, color="0.7", ls=":", lw=1)
-        ax.set(title=name, xlabel="gradients", xscale="log", yticks=y, yticklabels=methods)
-        ax.set_xticks([1, 2, 5, 10], ["1", "2", "5", "10"])
-        ax.minorticks_off()
-    return fig
-
-
-def as_markdown(results: dict[str, dict[str, list[float]]], capture: float, conditions: str) -> str:
-    """The table with its conditions, ready to be read."""
-    lines = [
-        "# Benchmark",
-        "",
-        "Cost of one explanation in units of one forward pass and input gradient of the same network; median over "
-        f"paired rounds (least to largest). {conditions}; written by `make bench`.",
-        "",
-        "![Costs of this package and of its peers, per network](benchmark.png)",
-        "",
-        "| method | " + " | ".join(results) + " |",
-        "|---" * (1 + len(results)) + "|",
-    ]
-    for method in dict.fromkeys(m for costs in results.values() for m in costs):
-        cells = []
-        for costs in results.values():
-            c = costs.get(method)
-            cells.append(f"{statistics.median(c):.2f} ({min(c):.2f} to {max(c):.2f})" if c else "")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    lines += ["", f"Capturing ResNet-50 takes {capture:.2f} s, once per explainer."]
-    return "\n".join(lines) + "\n"
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; writes `figures/benchmark.md` and its picture."""
+    """Command line; writes `figures/benchmark.md`, its pictures and its numbers (json)."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", default=[], help=f"networks (default: {' '.join(NETWORKS)})")
+    parser.add_argument("names", nargs="*", default=[], help=f"networks, to print only (default: {' '.join(NETWORKS)})")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    names = options.names or NETWORKS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        names = options.names or NETWORKS
-        results = {name: measure(name, options.rounds, options.batch, options.size) for name in names}
+        setting = (options.batch, options.size, options.device)
+        results = {name: measure(name, options.rounds, *setting) for name in names}
+        held = {name: memory(name, *setting) for name in names}
+        rows = [] if options.names else growth(device=options.device)
     model = torchvision.models.resnet50(weights=None).eval()
     capture = min(seconds(lambda: LRP(model, composites.EpsilonPlus())) for _ in range(3))
     conditions = (
         f"{options.rounds} rounds, batch {options.batch}, {options.size} pixels, float32, {options.threads} threads, "
-        f"random weights with calibrated BatchNorm, torch {version(torch)}"
+        f"{options.device}, random weights with calibrated BatchNorm, torch {version(torch)}"
     )
-    text = as_markdown(results, capture, conditions)
+    exponents = slopes(rows) if rows else {}
+    text = as_markdown(results, held, exponents, capture, conditions)
     if options.names:
         print(text)
         return 0
     plt.style.use(Path(__file__).with_name("lrp.mplstyle"))
-    picture(results).savefig(FIGURES / "benchmark.png", metadata={"Software": None})
+    plain = {"metadata": {"Software": None}}
+    picture(results).savefig(FIGURES / "benchmark.png", **plain)
+    growth_picture(rows).savefig(FIGURES / "benchmark_growth.png", **plain)
+    numbers = {"conditions": conditions, "cost": results, "memory": held, "growth": rows, "capture": capture}
+    (FIGURES / "benchmark.json").write_text(json.dumps(rounded(numbers), indent=1) + "\n", encoding="utf-8")
     (FIGURES / "benchmark.md").write_text(text, encoding="utf-8")
-    print("wrote figures/benchmark.md and figures/benchmark.png")
+    print("wrote figures/benchmark.md, its two pictures and its numbers")
     return 0
 
 

@@ -69,6 +69,8 @@ def examine(model: nn.Module, x: torch.Tensor) -> dict[str, object]:
         "biases keep": float(absorb.share("bias").mean()),
         "sum / seed": float((exclude.received / exclude.seed).mean()),
         "conserved": _worst(exclude.seed, exclude.received) <= CONSERVED,
+        "stabiliser keeps": float(exclude.share("stabiliser").mean()),
+        "lost": float(exclude.share("lost").mean()),
         "seconds": seconds,
     }
 
@@ -145,6 +147,14 @@ def as_markdown(table: pd.DataFrame, size: int) -> str:
         f'(with `bias="exclude"` the input\'s sum equals the seed to {CONSERVED:g}).',
         "",
     ]
+    for _, found in table[(table["conserved"] == False)].iterrows():  # noqa: E712
+        where = f"stabilisers keep {found['stabiliser keeps']:.5f} and rounding takes {found['lost']:.5f}"
+        lines += [
+            f"Exception: {found['architecture']} ends at {found['sum / seed']:.5f} of the seed. Without biases the "
+            f"contributions in its dense layers nearly cancel, and the ε-rule divides by what is left: {where}, as the "
+            "ledger and a warning say.",
+            "",
+        ]
     if "zennit" in table:
         right = {peer: int((pd.to_numeric(table[peer], errors="coerce") - 1).abs().le(CONSERVED).sum())
                  for peer in ("zennit", "captum")}  # fmt: skip

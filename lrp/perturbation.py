@@ -175,10 +175,14 @@ def _replacement(replace, x: Tensor, generator: torch.Generator, low, high, valu
 
 
 def _column(name: str, value, x: Tensor) -> Tensor:
-    """A number, or one per channel of any shape, e.g. (C,) or (1, C, 1, 1), as (C or 1, 1, 1) float64 on the CPU."""
-    column = torch.as_tensor(value, dtype=torch.float64, device="cpu").reshape(-1, 1, 1)
-    if len(column) not in (1, x.shape[1]) or not torch.isfinite(column).all():
-        raise LRPError(f"{name} is one finite number, or {x.shape[1]}, one per channel; got {value}")
+    """A number, one per channel ((C,) or (1, C, 1, 1)) or an image, to broadcast with (C, H, W); float64 on the CPU."""
+    given = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+    column = given.reshape(x.shape[1:]) if given.numel() == x[0].numel() else given.reshape(-1, 1, 1)
+    if column.shape != x.shape[1:] and len(column) not in (1, x.shape[1]):
+        got = f"{given.numel()} of shape {tuple(given.shape)}"
+        raise LRPError(f"{name} is one number, {x.shape[1]}, one per channel, or an image; got {got}")
+    if not torch.isfinite(column).all():
+        raise LRPError(f"{name} must be finite; got {value if given.numel() < 5 else 'values that are not'}")
     return column
 
 
@@ -218,7 +222,7 @@ def curves(
         replace: `uniform` noise in [low, high], a draw for every pixel and channel; `mean` of the image per channel;
             `blur`, the image under a Gaussian of `sigma` pixels; `constant`, that is `value`; or a callable from x to a
             tensor like x, asked anew for each repeat. Options of other replacements are ignored.
-        low, high, value: in the units of x; a number, or one per channel, as `Normalizer.bounds` gives them.
+        low, high, value: in the units of x; a number, one per channel or an image, as `Normalizer.bounds` gives them.
         output: `logit`, or `probability` for its softmax.
         seed: of noise and random orders: the same for all orders and methods, so that these can be paired.
         repeats: draws to average over; by default 10 for the order `random`, 1 for others.

@@ -46,6 +46,7 @@ def test_transformers_are_refused_by_the_name_of_their_first_unknown_node(name, 
 
 def test_the_table_counts_what_is_right_and_names_errors():
     good = {"imbalance": 1e-7, "biases keep": 0.1, "sum / seed": 1.0, "conserved": True, "seconds": 0.5}
+    good |= {"stabiliser keeps": 0.002, "lost": 0.001}
     rows = [
         {"architecture": "a", **good, "zennit": "1", "captum": "TypeError"},
         {"architecture": "b", **good | {"imbalance": 0.2, "conserved": False}, "zennit": "65536", "captum": "0.9999"},
@@ -53,6 +54,7 @@ def test_the_table_counts_what_is_right_and_names_errors():
     ]
     text = coverage.as_markdown(pd.DataFrame(rows), 96)
     assert "**Balanced: 1 of 3**" in text and "biases: 1 of 3**" in text
+    assert "Exception: b ends at 1.00000 of the seed." in text and "keep 0.00200 and rounding takes 0.00100" in text
     assert "is right on 1, captum (its default rules, biases absorb) on 1" in text
     assert "| a | yes | 1.0e-07 | 0.100 | 1.00000 | 0.5 | 1 | TypeError |" in text
 

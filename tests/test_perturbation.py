@@ -270,6 +270,13 @@ def last_frame(x, **options):
     return model.frames(len(x))[:, -1]
 
 
+def test_bounds_may_differ_from_place_to_place():
+    """As with a mean image: low and high of x's own shape."""
+    low = normal(1, 2, 3, 4)
+    got = last_frame(normal(5, 2, 3, 4), low=low, high=low + 1e-9)
+    torch.testing.assert_close(got, low.expand(5, 2, 3, 4), atol=1e-8, rtol=0)
+
+
 def test_uniform_noise_fills_the_range_of_each_channel():
     x = normal(2, 3, 40, 40)
     low, high = SCENE.bounds(x)
@@ -510,9 +517,9 @@ WRONG = {
     "repeats": ({"repeats": 0}, "'repeats': 0"),
     "batch": ({"batch": -1}, "'batch': -1"),
     "no range": ({"high": None}, r"uniform noise needs the valid range of x: `low, high = normalizer.bounds\(\)`"),
-    "channels": ({"low": torch.zeros(2)}, "low is one finite number, or 3, one per channel"),
-    "endless": ({"high": float("inf")}, "high is one finite number"),
-    "value": ({"replace": "constant", "value": torch.zeros(4)}, "value is one finite number, or 3"),
+    "channels": ({"low": torch.zeros(2)}, "low is one number, 3, one per channel, or an image; got 2"),
+    "endless": ({"high": float("inf")}, "high must be finite; got inf"),
+    "value": ({"replace": "constant", "value": torch.zeros(4)}, "value is one number, 3, one per channel"),
     "callable": ({"replace": lambda x: x[:1]}, r"its input's shape \(2, 3, 4, 4\); it has"),
     "no tensor": ({"replace": lambda x: None}, "it has None"),
     "map": ({"relevance": R[:, :, :3]}, r"relevance must have shape \(2, 3, 4, 4\), as x, or \(2, 4, 4\)"),
