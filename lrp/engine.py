@@ -17,7 +17,7 @@ from .composites import Composite, EpsilonPlus
 from .errors import InputError, LRPError, LRPWarning
 from .explanation import Entry, Explanation
 from .graph import Node
-from .rules import Direct, Pass, Rule
+from .rules import Pass, Rule
 from .seeds import Logit, Seed
 from .sharing import total
 from .walk import Tape, Walk, no_rule
@@ -153,11 +153,11 @@ class LRP:
                     f"the composite has no rule for node `{node.name}` of kind {node.kind!r}: add one, as in "
                     f"rules.append(('any', rules.Epsilon()))\n{self.composite}"
                 )
-            if isinstance(rule, Direct) and node.kind != v.LRN:
-                raise LRPError(f"{rule!r} is a rule for local response normalisation; `{node.name}` is {node.kind}")
+            if rule.at and node.kind not in rule.at:
+                raise LRPError(f"{rule!r} is a rule for {' and '.join(rule.at)}; `{node.name}` is {node.kind}")
             return rule
         rule = self.composite.override(node)
-        if rule is not None and node.kind != v.UNKNOWN and not isinstance(rule, Pass):
+        if rule is not None and node.kind not in rule.at and node.kind != v.UNKNOWN and not isinstance(rule, Pass):
             raise LRPError(
                 f"node `{node.name}` ({node.kind}) hands relevance on as it is; {rule!r} has no meaning there"
             )

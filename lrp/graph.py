@@ -111,6 +111,11 @@ class Graph:
                 todo.extend(step[node])
         return found
 
+    def skips(self, node: Node) -> list[bool]:
+        """Which summands of a sum are identity skips: another summand is computed from them."""
+        above = {source: ancestors(source) - {source} for source in node.sources}
+        return [any(n in above[other] for other in above if other is not n) for n in node.inputs]
+
     def find(self, name: str) -> Node:
         """The node whose value a module (or a node) of this name returns."""
         node = self.names.get(name) or self.modules.get(name)  # first its own value, before a ReLU overwrote it

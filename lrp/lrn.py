@@ -55,6 +55,8 @@ vocabulary.register(WithinChannelLRN, vocabulary.LRN)
 class LRNRule(Direct):
     """Base of the rules for local response normalisation; half precision is worked out in single."""
 
+    at = (vocabulary.LRN,)
+
     def share(self, x, R, layer, call):
         wide = torch.float32 if x.element_size() < 4 else x.dtype
         return self.among(Neighbourhood(layer, x.to(wide)), R.to(wide)).to(R.dtype)
@@ -136,6 +138,8 @@ class LRNGradient(Direct):
 
     .. math:: R_j = \sum_k \frac{\partial y_k}{\partial x_j} R_k
     """
+
+    at = (vocabulary.LRN,)
 
     def share(self, x, R, layer, call):
         with torch.enable_grad():

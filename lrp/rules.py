@@ -116,6 +116,7 @@ class Rule:
     fallback: tuple[Group, ...] = ()
     one_sided: bool = False
     complete: bool = False  # do the groups together make z, bias included?
+    at: tuple[str, ...] = ()  # the only kinds of node at which it has a meaning (none: any linear map)
     sign_selective: bool = False  # would negated weights give other shares? (Contrastive(kind=2) needs it)
     epsilon: float = 1e-6
     relative: bool = True
@@ -319,12 +320,25 @@ class Pass(Rule):
 
 
 class Direct(Rule):
-    """Base of rules that say themselves what becomes of relevance at a non-linear layer with one input (`lrp.lrn`)."""
+    """Base of rules that say themselves what becomes of relevance at a layer with one input (`lrp.lrn`)."""
 
     def share(self, x: Tensor, R: Tensor, layer, call: Callable[[Tensor], Tensor]) -> Tensor:
-        """Relevance of x (N, ...) from that of the output, R (T, N, ...); shaped like R.
+        """Relevance of x (N, ...) from that of the output, R (T, N, ...): (T, *x.shape).
 
         `layer` has the attributes of the module (or what the functional call was given), `call` is the layer itself.
+        """
+        raise NotImplementedError
+
+
+class Split(Rule):
+    """Base of rules that say themselves how relevance is split at a sum (`lrp.splitting`)."""
+
+    at = ("add",)
+
+    def split(self, xs: list[Tensor], R: Tensor, skips: list[bool]) -> list[Tensor]:
+        """Relevance of each summand (N, ...) from that of the sum, R (T, N, ...).
+
+        `skips` says which summands are identity skips: what another summand was computed from.
         """
         raise NotImplementedError
 

@@ -15,7 +15,7 @@ from .errors import LRPError, LRPWarning, UnsupportedOperation
 from .explanation import Entry
 from .graph import Node
 from .operators import reduce_to
-from .rules import Direct, Epsilon, Gamma, Pass, Rule
+from .rules import Direct, Epsilon, Gamma, Pass, Rule, Split
 from .sharing import Step, total
 
 if TYPE_CHECKING:
@@ -170,6 +170,8 @@ class Walk:
             shares = self._pass(node, R)
         elif isinstance(rule, Direct):
             shares = [(node.inputs[0], self._direct(node, rule, R))]
+        elif isinstance(rule, Split):
+            shares = self._split(node, rule, R)
         elif node.kind in v.LINEAR or (node.kind in GENERIC and rule is not None):
             shares = self._share(node, rule, R, entry)
         elif node.kind in PASSING:
@@ -231,6 +233,13 @@ class Walk:
         """A rule that knows the layer."""
         values, source = self.tape.values, node.inputs[0]
         return rule.share(values[source], R, node.layer(values), lambda x: node.run({**values, source: x}))
+
+    def _split(self, node: Node, rule: Split, R: Tensor) -> list[tuple[Node, Tensor]]:
+        """A rule that knows it is at a sum; summands that were broadcast get the sum of their copies."""
+        xs = [self.tape.values[n] for n in node.inputs]
+        whole = [sign * x.expand(R.shape[1:]) for sign, x in zip(node.signs, xs, strict=True)]
+        parts = rule.split(whole, R, self.graph.skips(node))
+        return [(n, reduce_to(part, x)) for n, part, x in zip(node.inputs, parts, xs, strict=True)]
 
     def _pass(self, node: Node, R: Tensor) -> list[tuple[Node, Tensor]]:
         for source in node.inputs:

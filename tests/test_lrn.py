@@ -283,10 +283,29 @@ def test_what_a_layer_receives_and_divides_by():
 
 def test_refusals():
     model = network()
-    with pytest.raises(LRPError, match="is a rule for local response normalisation; `second` is convolution"):
+    with pytest.raises(LRPError, match="is a rule for lrn; `second` is convolution"):
         LRP(model, composites.EpsilonPlus(overrides={"second": LRNTaylor()}))
     with pytest.raises(ValueError, match="zeroth must be 'self' or 'uniform', not 'none'"):
         LRNTaylor("none")
     with pytest.raises(UnsupportedOperation, match="ReLU is no local response normalisation"):
         share(LRNTaylor(), nn.ReLU(), torch.ones(1, 2, 3), torch.ones(1, 2, 3))
     assert isinstance(rules.Pass(), rules.Rule) and not isinstance(rules.Pass(), rules.Direct)
+
+
+@pytest.mark.parametrize("name", ["caffe_cifar10_full", "bvlc_googlenet"])
+def test_on_trained_networks_the_treatment_matters(lrp_data, name):
+    """Conserved by Taylor and path, leaking under toolbox; and the maps differ (cosine)."""
+    from lrp import datasets, metrics, models
+
+    model, normalizer = models.load(name), models.normalizer(name)
+    images = datasets.cifar10(n=6).images if "cifar" in name else datasets.imagenet_val(n=3).images
+    x = normalizer(images)
+    plain = LRP(model, composites.EpsilonAlpha2Beta1(bias="exclude")).attribute(x)
+    for rule in (LRNTaylor(), LRNPath()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            e = LRP(model, composites.EpsilonAlpha2Beta1(bias="exclude", lrn=rule)).explain(x)
+        assert e.imbalance < 1e-4 and torch.allclose(e.relevance.sum((1, 2, 3)), e.seed[0].float(), rtol=1e-2)
+        assert float(metrics.cosine(e.relevance, plain).mean()) < 0.999
+    with pytest.warns(LRPWarning, match="unaccounted for"):
+        assert LRP(model, composites.EpsilonAlpha2Beta1(lrn=LRNToolbox())).explain(x).imbalance > 1
