@@ -20,18 +20,20 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from . import rules as r
+from . import splitting as _s
 from . import vocabulary as v
 from .graph import Node
 
 GLOBBED = (v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE, v.LRN, v.UNKNOWN)  # what a glob in `overrides` reaches
-CONDITIONS = ("any", "first", v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE)
+CONDITIONS = ("any", "first", v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE, v.MAXIMUM)
 
 
 class Composite:
     """Rules for a whole network.
 
     Args:
-        rules: list of (condition, rule) for convolutions, dense layers, unfolded BatchNorms and averages.
+        rules: list of (condition, rule) for convolutions, dense layers, unfolded BatchNorms and averages; "maximum"
+            is for rules made for max pooling, where all others leave relevance to the winner.
         addition: the rule at sums; `rules.Ratio()` by magnitude, `rules.Flat()` in equal parts,
             `rules.Epsilon()` signed, `rules.ZPlus()` among positive summands.
         lrn: the rule at local response normalisation; `rules.Pass()` treats it as the identity.
@@ -77,6 +79,8 @@ class Composite:
             return self.addition
         if node.kind == v.LRN:
             return self.lrn
+        if node.kind == v.MAXIMUM:
+            return next((rule for condition, rule in self.rules if condition == v.MAXIMUM), None)
         if node.kind not in v.LINEAR:
             return None
         for condition, rule in self.rules:
@@ -159,3 +163,50 @@ class EpsilonAlpha2Beta1Flat(Composite):
     def __init__(self, epsilon: float = 1e-6, **options):
         rules = [("first", r.Flat()), ("dense", r.Epsilon(epsilon)), ("any", r.AlphaBeta(2, 1))]
         super().__init__(rules, **options)
+
+
+class RelevanceSplitting(Composite):
+    """Relevance splitting for ResNets (otsuki2024layer): z+, and at skip connections a split by magnitude.
+
+    `faithful` is the authors' program: z+ on raw weights with 1e-5 added to every denominator, BatchNorm and biases
+    left out, max pooling treated as an average over 2 x 2, the first layer blind to the image; its seed is
+    `seeds.Probability()` and its target the predicted class. Not faithful is our corrected version: BatchNorm folded,
+    relevance of max pooling to the winner, z^B with the bounds `low` and `high` on the pixels, exact division; its seed
+    is the logit. `splitting` is "ratio" or "symmetric", `identical` off gives identity skips nothing.
+
+    Raises ValueError for other names, and for missing bounds.
+    """
+
+    def __init__(
+        self,
+        faithful: bool = True,
+        low: float | Tensor | None = None,
+        high: float | Tensor | None = None,
+        splitting: str = "ratio",
+        identical: bool = True,
+        **options,
+    ):
+        if splitting not in SPLITS:
+            raise ValueError(f"splitting must be 'ratio' or 'symmetric', not {splitting!r}")
+        own = {"bias": "exclude", "addition": SPLITS[splitting][not identical], "fold_batchnorm": not faithful}
+        if faithful:
+            rules = [
+                ("first", _s.PlusOnes()),
+                (v.BATCHNORM, r.Pass()),
+                (v.AVERAGE, r.Epsilon(_s.ADDED, relative=False)),
+                (v.MAXIMUM, _s.AverageInstead()),
+                ("any", _s.PlusRaw()),
+            ]
+        elif low is None or high is None:
+            raise ValueError(
+                "the corrected preset needs the bounds of the pixels: low and high, as EpsilonGammaBox does"
+            )
+        else:
+            rules = [("first", r.ZBox(low, high)), ("any", r.ZPlus())]
+        super().__init__(rules, **own | options)
+
+
+SPLITS = {
+    "ratio": (r.Ratio(), _s.BranchOnly("ratio")),
+    "symmetric": (r.Symmetric(), _s.BranchOnly("symmetric")),
+}

@@ -156,7 +156,7 @@ class LRP:
             if rule.at and node.kind not in rule.at:
                 raise LRPError(f"{rule!r} is a rule for {' and '.join(rule.at)}; `{node.name}` is {node.kind}")
             return rule
-        rule = self.composite.override(node)
+        rule = self.composite.override(node) or self.composite.rule(node, self.graph.first)
         if rule is not None and node.kind not in rule.at and node.kind != v.UNKNOWN and not isinstance(rule, Pass):
             raise LRPError(
                 f"node `{node.name}` ({node.kind}) hands relevance on as it is; {rule!r} has no meaning there"

@@ -1,5 +1,8 @@
 """How relevance is split at a skip connection: rules for sums beyond those that any linear map has.
 
+Below them stand the rules that the authors of relevance splitting have for everything else in a ResNet, for
+`composites.RelevanceSplitting`.
+
 At y = a + b, skip a and branch b, every composite takes one as `addition=`:
 
     rule                    R_a                                  conserves  bounded  minds signs
@@ -18,9 +21,11 @@ Ratio and Symmetric are those of relevance splitting (otsuki2024layer).
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .rules import Split
+from .errors import UnsupportedOperation
+from .rules import Direct, Group, Part, Rule, Split, ones, pos, same
 from .sharing import stabilise
 
 
@@ -90,3 +95,55 @@ class GlobalRatio(Split):
             torch.where(total == 0, torch.zeros_like(share), share * part / total.masked_fill(total == 0, 1))
             for share, total, part in zip(shares, totals, parts, strict=True)
         ]
+
+
+# ---------------------------------------------------------------- the authors' rules for the rest of a ResNet
+
+ADDED = 1e-5  # to every denominator
+
+
+class PlusRaw(Rule):
+    r"""z+ as in the authors' program: for inputs >= 0, without bias, stabilised by a fixed number.
+
+    .. math:: R_i = a_i \sum_j \frac{w_{ij}^+ R_j}{\sum_{i'} a_{i'} w_{i'j}^+ + 10^{-5}}
+
+    Source: otsuki2024layer.
+    """
+
+    groups = ((1.0, Group((Part(same, pos),))),)
+    epsilon, relative, sign_selective = ADDED, False, True
+
+
+class PlusOnes(Rule):
+    r"""The same with an input of ones: blind to the image, by the positive weights alone.
+
+    .. math:: R_i = \sum_j \frac{w_{ij}^+ R_j}{\sum_{i'} w_{i'j}^+ + 10^{-5}}
+
+    Source: otsuki2024layer.
+    """
+
+    groups = ((1.0, Group((Part(ones, pos),))),)
+    epsilon, relative = ADDED, False
+
+
+@dataclass(frozen=True)
+class AverageInstead(Direct):
+    r"""Max pooling treated as if it were an average over 2 x 2 with stride 2, as in the authors' program.
+
+    .. math:: R_i = \frac{a_i}{4} \cdot \frac{R_j}{\tfrac14 \sum_{2 \times 2} a + 10^{-5}}
+
+    Where all four are zero but the true window had a winner, relevance is lost, as the ledger says. Input
+    (N, C, H, W) whose maximum has half its height and width. Source: otsuki2024layer.
+    """
+
+    at = ("maximum",)
+
+    def share(self, x, R, layer, call):
+        halves = tuple(n // 2 for n in x.shape[2:])
+        if R.shape[3:] != halves or x.shape[2] % 2 or x.shape[3] % 2:
+            raise UnsupportedOperation(
+                f"AverageInstead() needs a pool that halves height and width; this one takes {tuple(x.shape[2:])} to "
+                f"{tuple(R.shape[3:])}: leave it to the winner with overrides or another composite"
+            )
+        s = R / (F.avg_pool2d(x, 2) + ADDED)
+        return x / 4 * s.repeat_interleave(2, -2).repeat_interleave(2, -1)

@@ -19,7 +19,7 @@ CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 OUTSIDE_THE_CORE = set(
     "figures gallery notebooks notebook_keys notebook_lint environment datasets downloads scenes drawings "
     "records scorecard scorecard_page "
-    "models googlenet training metrics baselines lrn splitting contrastive dmbp echo_state geospatial".split()
+    "models googlenet training metrics baselines lrn contrastive dmbp echo_state geospatial".split()
 )
 FOLDERS = {"notebooks", "lrp", "data", "figures", "tests"}
 
