@@ -1,14 +1,15 @@
 """Pictures with a known answer, and pictures of the world: what the notebooks explain.
 
 `scenes` puts real digits on real textures, with exact boxes and masks (see `lrp/scenes.py`). `photographs`
-gives those that ship inside scikit-image and scikit-learn. `imagenet_val` reads ImageNet where you have it.
-Every image is RGB in [0, 1]; a `Normalizer` turns it into the input of a network.
+gives those that ship inside scikit-image and scikit-learn. `imagenet_val` and `cifar10` read ImageNet and
+CIFAR-10 where you have them. Every image is RGB in [0, 1]; a `Normalizer` turns it into the input of a network.
 """
 
 import csv
 import os
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +26,16 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 # ---------------------------------------------------------------- what networks see
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Normalizer:
     """Map RGB images in [0, 1] to a network's input: (image - mean) / std per channel, channels in `order`.
 
-    Images and inputs are (N, 3, H, W) or (3, H, W); `mean` and `std` are given in the order of the *input's*
-    channels.
+    Images and inputs are (N, 3, H, W) or (3, H, W); `mean` and `std`, three numbers or an image (3, H, W), are
+    given in the order of the *input's* channels.
     """
 
-    mean: tuple
-    std: tuple
+    mean: tuple | torch.Tensor
+    std: tuple | torch.Tensor
     order: tuple = (0, 1, 2)
 
     def __call__(self, images):
@@ -48,20 +49,23 @@ class Normalizer:
         return (inputs * std + mean)[..., back, :, :]
 
     def bounds(self, like=None):
-        """Lowest and highest possible input, each (1, 3, 1, 1): the box of the z^B rule (Montavon 2017)."""
+        """Lowest and highest possible input, each (1, 3, 1, 1), or (1, 3, H, W) where the mean is an image.
+
+        They are the box of the z^B rule (Montavon 2017).
+        """
         like = torch.zeros(()) if like is None else like
         mean, std = self._columns(like)
         return ((0 - mean) / std)[None], ((1 - mean) / std)[None]
 
     def _columns(self, like):
-        return (
-            torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
-            for values in (self.mean, self.std)
-        )
+        for values in (self.mean, self.std):
+            column = torch.as_tensor(values, dtype=like.dtype, device=like.device)
+            yield column if column.ndim == 3 else column[:, None, None]
 
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 SCENE = Normalizer(MEAN, STD)
+SCENE_255 = Normalizer(MEAN, (1 / 255,) * 3)  # 0..255 minus the middle: the scale of Caffe
 IMAGENET = Normalizer((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # BGR, 0..255, minus the mean of ImageNet
 CAFFE = Normalizer((104 / 255, 117 / 255, 123 / 255), (1 / 255,) * 3, order=(2, 1, 0))
@@ -111,7 +115,7 @@ def _square(image, size):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
-# ---------------------------------------------------------------- ImageNet, where you have it
+# ---------------------------------------------------------------- ImageNet and CIFAR-10, where you have them
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,43 @@ def imagenet_classes():
     from torchvision.models import SqueezeNet1_1_Weights
 
     return tuple(SqueezeNet1_1_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+
+
+def cifar10(root=None, n=None):
+    """The first `n` of CIFAR-10's test images that are there (Krizhevsky 2009), 32 x 32, the ten classes in turn.
+
+    `root` holds a folder of pictures per class (torchvision's `ImageFolder`), by default the folder
+    `cifar10/test` that `find` sees. Labels are places in `CIFAR10_CLASSES`; there are no boxes. JPEG copies cost a
+    network several points of accuracy. Raises DataError when files are missing.
+    """
+    root = (
+        Path(root) if root else find("cifar10/test", fix="set LRP_DATA to a folder with CIFAR-10's test images in it")
+    )
+    folders = [[(label, path) for path in _pictures(root / name)] for label, name in enumerate(CIFAR10_CLASSES)]
+    chosen = [entry for turn in zip_longest(*folders) for entry in turn if entry is not None][:n]
+    images = []
+    for _, path in chosen:
+        with Image.open(path) as image:
+            images.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
+        if images[-1].shape != (3, 32, 32):
+            raise DataError(f"{path} is not 32 x 32 pixels, as CIFAR-10's images are")
+    return Photos(
+        torch.stack(images).float() / 255,
+        torch.tensor([label for label, _ in chosen]),
+        [torch.zeros(0, 4)] * len(chosen),
+        [f"{path.parent.name}/{path.stem}" for _, path in chosen],
+    )
+
+
+def _pictures(folder):
+    """The pictures in a folder, in the order of their names; DataError where there is none."""
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if not files:
+        raise DataError(f"no picture in {folder}: CIFAR-10's test images go there, one folder per class")
+    return files
 
 
 # ---------------------------------------------------------------- files that are not ours

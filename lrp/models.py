@@ -1,8 +1,8 @@
-"""Networks to explain, always trained: two small ones of our own, BVLC GoogLeNet, torchvision's classifiers.
+"""Networks to explain, always trained: three small ones of our own, two of Caffe's, torchvision's classifiers.
 
-`load(name)` gives a network in eval mode, `normalizer(name)` what its input must go through, `report` how
-good it is: look at that before explaining anything. Our own networks know the digit in a scene of
-`lrp.datasets` and are committed.
+`load(name)` gives a network in eval mode, `normalizer(name)` what its input must go through, `side(name)` how
+large that is, `report` how good the network is: look at that before explaining anything. Our own networks know
+the digit in a scene of `lrp.datasets` and are committed.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
@@ -18,7 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from .datasets import CAFFE, DATA, IMAGENET, SCENE, find, imagenet_classes
+from .caffe_cifar import CaffeCIFAR10Full
+from .datasets import CAFFE, CIFAR10_CLASSES, DATA, IMAGENET, SCENE, SCENE_255, Normalizer, find, imagenet_classes
 from .errors import DataError
 from .googlenet import BVLCGoogLeNet
 
@@ -83,7 +85,38 @@ class SceneResNet(ResNet):
         return nn.Sequential(BasicBlock(before, width, stride, downsample), BasicBlock(width, width))
 
 
-SCENE_NETWORKS = {"scene_vgg": SceneVGG, "scene_resnet": SceneResNet}
+class SceneLRN(nn.Module):
+    """A small VGG of the age of LRN (Krizhevsky 2012): after two of its pools, channels are normalised.
+
+    Input (N, 3, 32, 32), 0..255 minus the middle (`datasets.SCENE_255`), so that activations are large enough
+    for LRN to act, as in Caffe; output (N, 10) logits.
+    """
+
+    def __init__(self, widths=(24, 24, "M", "L", 48, "M", "L", 64, 64, "M"), hidden=96, classes=10):
+        super().__init__()
+        layers, before = [], 3
+        for width in widths:
+            if width == "M":
+                layers += [nn.MaxPool2d(2)]
+            elif width == "L":
+                layers += [nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)]
+            else:
+                layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(inplace=True)]
+                before = width
+        side = 32 // 2 ** widths.count("M")
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.Linear(before * side * side, hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.1),
+            nn.Linear(hidden, classes),
+        )
+
+    def forward(self, x):
+        return self.classifier(torch.flatten(self.features(x), 1))
+
+
+SCENE_NETWORKS = {"scene_vgg": SceneVGG, "scene_resnet": SceneResNet, "scene_lrn": SceneLRN}
 
 
 def untrained(name, seed=0):
@@ -101,6 +134,11 @@ def untrained(name, seed=0):
 
 # ---------------------------------------------------------------- loading
 
+_CLASSICS = {
+    "bvlc_googlenet": BVLCGoogLeNet,
+    "bvlc_googlenet_rgb": BVLCGoogLeNet,
+    "caffe_cifar10_full": CaffeCIFAR10Full,
+}
 _FOUND = {  # weights in other people's archives, under LRP_DATA
     "squeezenet1_1": ("weights/imagenet/squeezenet1_1_tvnorm.pth",),
     "mobilenet_v2": ("weights/imagenet/mobilenet_v2_coral_tvnorm.pth",),
@@ -109,17 +147,31 @@ _FOUND = {  # weights in other people's archives, under LRP_DATA
         "weights/imagenet/bvlc_googlenet_caffe.pth",
         "weights/imagenet/bvlc_googlenet_conv1_tvnorm_overlay.pth",
     ),
+    "caffe_cifar10_full": ("weights/cifar10/caffe_cifar10_full_70000.pth",),
 }
+_FIX = "set LRP_DATA to the folder that has it: see data/README.md"
 
 
 def normalizer(name):
-    """The `datasets.Normalizer` that a network's input goes through."""
-    return SCENE if name in SCENE_NETWORKS else CAFFE if name == "bvlc_googlenet" else IMAGENET
+    """The `datasets.Normalizer` that a network's input goes through.
+
+    That of `caffe_cifar10_full` subtracts a mean image from LRP_DATA; raises DataError where it is missing.
+    """
+    if name == "caffe_cifar10_full":  # 0..255 minus the mean image
+        mean = np.load(find("weights/cifar10/cifar10_train_mean_hwc_rgb.npy", fix=_FIX))
+        return Normalizer(torch.from_numpy(mean).permute(2, 0, 1) / 255, (1 / 255,) * 3)
+    others = {"scene_lrn": SCENE_255, "bvlc_googlenet": CAFFE}
+    return others.get(name, SCENE if name in SCENE_NETWORKS else IMAGENET)
+
+
+def side(name):
+    """How many pixels high and wide the images are that a network was trained on."""
+    return 32 if name in ("scene_lrn", "caffe_cifar10_full") else 64 if name in SCENE_NETWORKS else 224
 
 
 def load(name, device="cpu", dtype=None):
-    """A trained network in eval mode: `scene_vgg`, `scene_resnet`, `bvlc_googlenet`, or a classifier of
-    torchvision.
+    """A trained network in eval mode: `scene_vgg`, `scene_resnet`, `scene_lrn`, `bvlc_googlenet`,
+    `caffe_cifar10_full`, or a classifier of torchvision.
 
     `bvlc_googlenet` takes Caffe's input (BGR), `bvlc_googlenet_rgb` the usual one of torchvision: see
     `normalizer`. Raises DataError naming the file and the way to get it.
@@ -151,8 +203,8 @@ def _scene_network(name):
 
 
 def _pretrained(name):
-    if name.startswith("bvlc_googlenet") and name in _FOUND:
-        model = BVLCGoogLeNet()
+    if name in _CLASSICS:
+        model = _CLASSICS[name]()
     elif name in torchvision.models.list_models(module=torchvision.models):
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         options |= {"transform_input": True} if options else {}
@@ -176,9 +228,9 @@ def _pretrained(name):
 
 def _weights(name):
     try:
-        return [find(path, fix="set LRP_DATA to the folder that has it: see data/README.md") for path in _FOUND[name]]
+        return [find(path, fix=_FIX) for path in _FOUND[name]]
     except (KeyError, DataError):
-        if name.startswith("bvlc"):
+        if name in _CLASSICS:
             raise
     file = Path(torchvision_weights(name).url).name
     return [find(f"weights/{file}", fix=f"run `python -m lrp.downloads {name}`")]
@@ -246,6 +298,8 @@ def found(names, device="cpu"):
 
 
 def class_name(name, logits):
-    """What a network's first output (N, K) says in words: a digit, or the name of an ImageNet class."""
+    """What a network's first output (N, K) says in words: a digit, or a class of CIFAR-10 or ImageNet."""
     k = int(logits[0].argmax())
-    return str(k) if name in SCENE_NETWORKS else imagenet_classes()[k]
+    if name in SCENE_NETWORKS:
+        return str(k)
+    return (CIFAR10_CLASSES if name == "caffe_cifar10_full" else imagenet_classes())[k]

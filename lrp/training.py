@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import models
-from .datasets import VERSION, normalize, scenes
+from .datasets import VERSION, scenes
 from .errors import DataError
 
 THREADS = 1  # part of the recipe: sums are taken in an order that depends on it; more gain little here
@@ -26,20 +26,23 @@ TEST = 2000  # scenes that decide how good a network is
 RECIPES = {
     "scene_vgg": {"epochs": 18, "pool": 8000, "batch": 32, "rate": 2e-3, "decay": 0.02, "recolor": True},
     "scene_resnet": {"epochs": 14, "pool": 8000, "batch": 32, "rate": 3e-3, "decay": 0.05},
+    "scene_lrn": {"epochs": 18, "pool": 8000, "batch": 32, "rate": 4e-3, "decay": 0.02, "recolor": True, "unit": 100},
 }
 
 
-def train(name, seed=0, epochs=16, pool=8000, batch=32, rate=1e-3, decay=0.02, recolor=False):
+def train(name, seed=0, epochs=16, pool=8000, batch=32, rate=1e-3, decay=0.02, recolor=False, unit=1):
     """Train a scene network from scratch on scenes of one digit; returns it in eval mode.
 
     Every second epoch draws `pool` new scenes. They begin easy (large, strong digits) and reach the defaults
     of `scenes` before half time (Bengio 2009). AdamW (Loshchilov 2019), one cycle of the rate up to `rate`.
-    With `recolor`, each batch is seen in other colours. All random numbers come from `seed`, and the caller's
-    are left as they were.
+    With `recolor`, each batch is seen in other colours. Inputs and activations are `unit` times smaller while
+    training than in the network that is returned. All random numbers come from `seed`, and the caller's are left
+    as they were.
     """
     shuffle = torch.Generator().manual_seed(seed)
-    model = models.untrained(name, seed)
-    standardize(model, scenes(256, seed=seed).inputs)
+    size, normalize = models.side(name), models.normalizer(name)
+    model = in_units(models.untrained(name, seed), unit)
+    standardize(model, normalize(scenes(256, size=size, seed=seed).images) / unit)
     model.to(memory_format=torch.channels_last)  # twice as fast on a CPU
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     steps = epochs * -(-pool // batch)
@@ -48,8 +51,8 @@ def train(name, seed=0, epochs=16, pool=8000, batch=32, rate=1e-3, decay=0.02, r
         torch.default_generator.manual_seed(seed)  # dropout has no other source; the fork undoes it
         for epoch in range(epochs):
             if epoch % 2 == 0:
-                drawn = scenes(pool, seed=seed, start=epoch // 2 * pool, **difficulty(epoch / epochs))
-                inputs = normalize(drawn.images).contiguous(memory_format=torch.channels_last)
+                drawn = scenes(pool, size=size, seed=seed, start=epoch // 2 * pool, **difficulty(epoch / epochs))
+                inputs = (normalize(drawn.images) / unit).contiguous(memory_format=torch.channels_last)
             for rows in torch.randperm(pool, generator=shuffle).split(batch):
                 seen = recolored(inputs[rows], shuffle) if recolor else inputs[rows]
                 loss = F.cross_entropy(model(seen), drawn.labels[rows, 0])
@@ -60,7 +63,7 @@ def train(name, seed=0, epochs=16, pool=8000, batch=32, rate=1e-3, decay=0.02, r
                 schedule.step()
                 bar.update()
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss.item():.3f}")
-    return model.to(memory_format=torch.contiguous_format).eval()
+    return in_units(model.to(memory_format=torch.contiguous_format), 1 / unit).eval()
 
 
 def recolored(inputs, generator):
@@ -76,9 +79,29 @@ def difficulty(progress):
 
 
 @torch.no_grad()
+def in_units(model, unit):
+    """The same network for inputs given in units of `unit`: g(x / unit) = f(x). Changes it and returns it.
+
+    Adam (Kingma 2015) expects numbers of order 1, LRN's denominators those of Caffe. A network of convolutions,
+    ReLU, pooling and LRN takes on the units of its input where biases do, and alpha those of x^-2; the last layer
+    gives logits and takes them off.
+    """
+    if unit == 1:
+        return model
+    *layers, last = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    for layer in layers:
+        layer.bias /= unit
+    last.weight *= unit
+    for module in model.modules():
+        if isinstance(module, nn.LocalResponseNorm):
+            module.alpha *= unit**2
+    return model
+
+
+@torch.no_grad()
 def standardize(model, inputs):
     """Start a network without BatchNorm as if it had one: mean 0, deviation 1 at each ReLU (Mishkin 2016)."""
-    if not isinstance(model, models.SceneVGG):
+    if not isinstance(model, (models.SceneVGG, models.SceneLRN)):
         return
     for layer in [*model.features, nn.Flatten(), *model.classifier.eval()]:
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -133,8 +156,8 @@ def make(name, seed=0, force=False):
     began = time.perf_counter()
     model = train(name, seed, **RECIPES[name])
     seconds = round(time.perf_counter() - began)
-    test = scenes(TEST, split="test")
-    row = models.report(model, test.inputs, test.labels[:, 0]).iloc[0]
+    test = scenes(TEST, size=models.side(name), split="test")
+    row = models.report(model, models.normalizer(name)(test.images), test.labels[:, 0]).iloc[0]
     if there and row.accuracy < old["accuracy"] and not force:
         raise DataError(
             f"{name}: the new network reaches {row.accuracy:.4f}, the one in {models.CHECKPOINTS} "

@@ -8,11 +8,26 @@ import torch
 
 from lrp import datasets
 from lrp import scenes as scenes_module
-from lrp.datasets import CAFFE, IMAGENET, SCENE, find, imagenet_classes, imagenet_val, photographs, scenes
+from lrp.datasets import (
+    CAFFE,
+    CIFAR10_CLASSES,
+    IMAGENET,
+    SCENE,
+    SCENE_255,
+    Normalizer,
+    cifar10,
+    find,
+    imagenet_classes,
+    imagenet_val,
+    photographs,
+    scenes,
+)
 from lrp.errors import DataError
 
 has_imagenet = os.path.isdir(os.path.join(os.environ.get("LRP_DATA", ""), "imagenet", "val"))
 needs_imagenet = pytest.mark.skipif(not has_imagenet, reason="no imagenet/val under LRP_DATA")
+has_cifar10 = os.path.isdir(os.path.join(os.environ.get("LRP_DATA", ""), "cifar10", "test"))
+needs_cifar10 = pytest.mark.skipif(not has_cifar10, reason="no cifar10/test under LRP_DATA")
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +161,7 @@ def test_scenes_are_those_of_this_version():
 FINGERPRINT = [0.5816, 0.3427, 0.5487, 0.3518]
 
 
-@pytest.mark.parametrize("normalizer", [SCENE, IMAGENET, CAFFE])
+@pytest.mark.parametrize("normalizer", [SCENE, IMAGENET, CAFFE, SCENE_255])
 def test_normalizers_are_undone_and_bounded(normalizer):
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     inputs = normalizer(images)
@@ -161,6 +176,23 @@ def test_normalizers_are_undone_and_bounded(normalizer):
 def test_caffe_input_is_bgr_in_255_minus_the_mean():
     red = torch.tensor([1.0, 0, 0])[:, None, None]
     torch.testing.assert_close(CAFFE(red).flatten(), torch.tensor([-104.0, -117.0, 132.0]))
+
+
+def test_scene_255_is_caffes_scale_about_the_middle():
+    torch.testing.assert_close(SCENE_255.bounds()[0].flatten(), torch.full((3,), -127.5))
+    torch.testing.assert_close(SCENE_255.bounds()[1].flatten(), torch.full((3,), 127.5))
+
+
+def test_a_mean_can_be_an_image():
+    images = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    normalizer = Normalizer(torch.rand(3, 4, 5, dtype=torch.float64), (1 / 255,) * 3, order=(2, 1, 0))
+    inputs = normalizer(images)
+    torch.testing.assert_close(inputs, 255 * (images.flip(1) - normalizer.mean))
+    torch.testing.assert_close(normalizer(images[0]), inputs[0])
+    torch.testing.assert_close(normalizer.inverse(inputs), images)
+    low, high = normalizer.bounds(inputs)
+    assert low.shape == high.shape == (1, 3, 4, 5) and (low <= inputs).all() and (inputs <= high).all()
+    assert normalizer(images.float()).dtype == torch.float32
 
 
 def test_photographs_ship_with_the_dependencies(monkeypatch):
@@ -239,3 +271,44 @@ def test_real_imagenet():
     assert photos.images.shape == (20, 3, 224, 224) and len(photos.boxes) == 20
     assert all((box[:, :2] < box[:, 2:]).all() and box.max() <= 224 for box in photos.boxes)
     assert (photos.labels >= 0).all() and photos.labels.max() < 1000
+
+
+def _cifar10(folder, n=2, side=32):
+    """A CIFAR-10 of n plain pictures per class, gray of 10 times the label."""
+    from PIL import Image
+
+    for label, name in enumerate(CIFAR10_CLASSES):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            Image.new("L", (side, side), 10 * label).save(folder / name / f"{i:04}.png")
+
+
+def test_cifar10_takes_the_classes_in_turn(tmp_path):
+    _cifar10(tmp_path)
+    photos = cifar10(tmp_path, n=13)
+    assert photos.images.shape == (13, 3, 32, 32) and photos.images.dtype == torch.float32
+    assert photos.labels.tolist() == [*range(10), 0, 1, 2]
+    assert photos.names[2] == "bird/0000" and photos.names[12] == "bird/0001"
+    torch.testing.assert_close(photos.images.mean((1, 2, 3)), photos.labels * 10 / 255)
+    assert len(photos.boxes) == 13 and photos.boxes[0].shape == (0, 4)
+    (tmp_path / "airplane" / "0000.png").unlink()
+    assert len(cifar10(tmp_path)) == 19
+
+
+def test_missing_or_wrong_cifar10_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "DATA", tmp_path)
+    monkeypatch.delenv("LRP_DATA", raising=False)
+    with pytest.raises(DataError, match=r"cifar10/test .*not set.*: set LRP_DATA to a folder with CIFAR-10"):
+        cifar10()
+    with pytest.raises(DataError, match=r"no picture in .*airplane: CIFAR-10's test images go there"):
+        cifar10(tmp_path)
+    _cifar10(tmp_path, n=1, side=33)
+    with pytest.raises(DataError, match=r"0000\.png is not 32 x 32 pixels"):
+        cifar10(tmp_path)
+
+
+@needs_cifar10
+def test_real_cifar10():
+    photos = cifar10(n=25)
+    assert photos.images.shape == (25, 3, 32, 32) and photos.images.std() > 0.1
+    assert photos.labels.bincount().tolist() == [3] * 5 + [2] * 5
