@@ -34,24 +34,26 @@ class SceneVGG(nn.Module):
     """VGG-11 in miniature (Simonyan 2015): 3 x 3 convolutions, max pools, two dense layers, no BatchNorm.
 
     Input (N, 3, 64, 64), normalised by `datasets.SCENE`; output (N, 10) logits. Layer names as in
-    torchvision.
+    torchvision; "M" is a pool, "L" a local response normalisation with Caffe's constants.
     """
 
-    def __init__(self, widths=(16, "M", 32, "M", 48, 48, "M", 64, 64, "M"), hidden=96, classes=10):
+    def __init__(self, widths=(16, "M", 32, "M", 48, 48, "M", 64, 64, "M"), hidden=96, classes=10, side=64, drop=0.25):
         super().__init__()
         layers, before = [], 3
         for width in widths:
             if width == "M":
                 layers += [nn.MaxPool2d(2)]
+            elif width == "L":
+                layers += [nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)]
             else:
                 layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(inplace=True)]
                 before = width
-        side = 64 // 2 ** widths.count("M")
+        side //= 2 ** widths.count("M")
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
             nn.Linear(before * side * side, hidden),
             nn.ReLU(inplace=True),
-            nn.Dropout(0.25),
+            nn.Dropout(drop),
             nn.Linear(hidden, classes),
         )
 
@@ -85,35 +87,15 @@ class SceneResNet(ResNet):
         return nn.Sequential(BasicBlock(before, width, stride, downsample), BasicBlock(width, width))
 
 
-class SceneLRN(nn.Module):
+class SceneLRN(SceneVGG):
     """A small VGG of the age of LRN (Krizhevsky 2012): after two of its pools, channels are normalised.
 
     Input (N, 3, 32, 32), 0..255 minus the middle (`datasets.SCENE_255`), so that activations are large enough
     for LRN to act, as in Caffe; output (N, 10) logits.
     """
 
-    def __init__(self, widths=(24, 24, "M", "L", 48, "M", "L", 64, 64, "M"), hidden=96, classes=10):
-        super().__init__()
-        layers, before = [], 3
-        for width in widths:
-            if width == "M":
-                layers += [nn.MaxPool2d(2)]
-            elif width == "L":
-                layers += [nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)]
-            else:
-                layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(inplace=True)]
-                before = width
-        side = 32 // 2 ** widths.count("M")
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(
-            nn.Linear(before * side * side, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(0.1),
-            nn.Linear(hidden, classes),
-        )
-
-    def forward(self, x):
-        return self.classifier(torch.flatten(self.features(x), 1))
+    def __init__(self):
+        super().__init__((24, 24, "M", "L", 48, "M", "L", 64, 64, "M"), side=32, drop=0.1)
 
 
 SCENE_NETWORKS = {"scene_vgg": SceneVGG, "scene_resnet": SceneResNet, "scene_lrn": SceneLRN}
