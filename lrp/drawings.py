@@ -1,4 +1,4 @@
-"""Drawings that more than one notebook uses: a small network with its numbers, the ledger, curves with bands."""
+"""Drawings that more than one notebook uses: a small network with its numbers, the ledger, curves, dots, matrices."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 
 from .metrics import Interval
@@ -141,3 +142,27 @@ def dots(
     ax.set(title=title, ylim=(-0.6, len(rows) - 0.4))
     ax.grid(axis="y", color="0.92")
     ax.set_axisbelow(True)
+
+
+def bands(
+    ax: Axes, x: Sequence[float], lines: Mapping[str, Sequence[Interval]], styles: Mapping[str, tuple[str, str]]
+) -> None:
+    """Several methods in one panel, {method: intervals over x}: means with their 95 % bands.
+
+    `styles` gives each method a colour and a line style; a method without one is left out.
+    """
+    for name, (colour, dashes) in styles.items():
+        if line := lines.get(name):
+            ax.plot(x, [i.mean for i in line], ls=dashes, lw=1.3, color=colour, label=name)
+            ax.fill_between(x, [i.low for i in line], [i.high for i in line], color=colour, alpha=0.13, lw=0)
+
+
+def matrix(ax: Axes, values: np.ndarray, labels: Sequence | None = None, title: str | None = None) -> AxesImage:
+    """A matrix of cosines, white at 0, red at 1, blue at -1, with a mark per row and column. Returns the image."""
+    drawn = ax.imshow(np.asarray(values), cmap="RdBu_r", vmin=-1, vmax=1)
+    marks = range(len(values)) if labels is None else labels
+    ax.set_xticks(range(len(values)), marks, fontsize=6.5)
+    ax.set_yticks(range(len(values)), marks, fontsize=6.5)
+    ax.tick_params(length=0, pad=1)
+    ax.set_title(title)
+    return drawn

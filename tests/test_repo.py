@@ -19,7 +19,8 @@ CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 OUTSIDE_THE_CORE = set(
     "figures gallery notebooks notebook_keys notebook_lint environment datasets downloads scenes drawings "
     "records scorecard scorecard_page "
-    "models googlenet training metrics baselines lrn contrastive dmbp echo_state geospatial".split()
+    "models googlenet caffe_cifar training metrics perturbation localisation randomisation baselines benchmark "
+    "benchmark_report coverage lrn contrastive dmbp echo_state geospatial".split()
 )
 FOLDERS = {"notebooks", "lrp", "data", "figures", "tests"}
 
