@@ -2,13 +2,15 @@
 
 Every round times the gradient and then each method, in one process, on the same network, images and threads; a cost is
 the ratio within its round, and the table gives the median over rounds with the least and the largest. Ratios travel
-between machines, seconds don't. Memory is the most that a call holds beyond what stood before it, in the same unit, and
-growth is how cost rises with batch size, image size and number of targets.
+between machines, seconds don't. Memory is the most that a call holds beyond what stood before it, in the same unit;
+growth is how cost rises with batch size, image size and number of targets; the profile says which operations take the
+time. `--only` measures one of these anew and keeps what `figures/benchmark.json` has of the others.
 """
 
 import argparse
 import copy
 import json
+import os
 import sys
 import time
 import warnings
@@ -23,12 +25,14 @@ from torch import nn
 from tqdm import tqdm
 
 from . import composites
-from .benchmark_report import as_markdown, growth_picture, picture, rounded, slopes
+from .benchmark_report import as_markdown, growth_picture, picture, rounded
 from .coverage import version
 from .engine import LRP
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 NETWORKS = ("vgg16", "resnet50", "mobilenet_v2")
+PARTS = ("cost", "memory", "growth", "profile")
+OPERATIONS = {"convolutions": "conv", "dense layers": "mm", "pooling": "pool", "BatchNorm": "batch_norm"}  # by name
 BOX = 5.0  # the random images are clamped to +-BOX, the bounds of EpsilonGammaBox
 OURS = {
     "Epsilon": composites.Epsilon(),
@@ -166,6 +170,26 @@ def peak(call: Callable[[], object], device: str = "cpu") -> int:
     return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
+def profile(name: str, batch: int, size: int, calls: int = 3) -> dict[str, dict[str, float]]:
+    """Time of the gradient and of two presets by kind of operation, in units of all the gradient's; on the CPU."""
+    x = images(batch, size, "cpu")
+    model = network(name, x)
+    methods = ours(model, x)
+    methods = {"gradient": gradient(model, x)} | {m: methods[m] for m in ("EpsilonPlus", "EpsilonAlpha2Beta1")}
+    found = {}
+    for method, call in methods.items():
+        call()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+            for _ in range(calls):
+                call()
+        found[method] = dict.fromkeys([*OPERATIONS, "elementwise and the rest"], 0.0)
+        for event in recorded.key_averages():
+            kind = next((k for k, part in OPERATIONS.items() if part in event.key), "elementwise and the rest")
+            found[method][kind] += event.self_cpu_time_total
+    whole = sum(found["gradient"].values())
+    return {method: {kind: time / whole for kind, time in kinds.items()} for method, kinds in found.items()}
+
+
 def growth(name: str = "resnet50", rounds: int = 2, device: str = "cpu") -> list[dict]:
     """Costs of the gradient and of EpsilonPlus against one quantity at a time, in units of one image's gradient.
 
@@ -212,10 +236,16 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def memory_policy() -> str:
+    """What becomes of freed memory of large tensors: `make` keeps it with the process, which is faster on Linux."""
+    return "kept by the process" if "MALLOC_TRIM_THRESHOLD_" in os.environ else "as the system does"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; writes `figures/benchmark.md`, its pictures and its numbers (json)."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", default=[], help=f"networks, to print only (default: {' '.join(NETWORKS)})")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="measure only this, keep the rest")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=224)
@@ -223,30 +253,41 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    names = options.names or NETWORKS
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        setting = (options.batch, options.size, options.device)
-        results = {name: measure(name, options.rounds, *setting) for name in names}
-        held = {name: memory(name, *setting) for name in names}
-        rows = [] if options.names else growth(device=options.device)
-    model = torchvision.models.resnet50(weights=None).eval()
-    capture = min(seconds(lambda: LRP(model, composites.EpsilonPlus())) for _ in range(3))
+    names, kept, only = options.names or NETWORKS, FIGURES / "benchmark.json", set(options.only)
+    if options.names:
+        only -= {"growth"}
+    setting, numbers = (options.batch, options.size), {}
     conditions = (
         f"{options.rounds} rounds, batch {options.batch}, {options.size} pixels, float32, {options.threads} threads, "
-        f"{options.device}, random weights with calibrated BatchNorm, torch {version(torch)}"
+        f"{options.device}, memory {memory_policy()}, random weights with calibrated BatchNorm, torch {version(torch)}"
     )
-    exponents = slopes(rows) if rows else {}
-    text = as_markdown(results, held, exponents, capture, conditions)
+    if only < set(PARTS) and not options.names:
+        if not kept.exists() or (numbers := json.loads(kept.read_text()))["conditions"] != conditions:
+            print("the rest was measured under other conditions, or not at all: run without --only", file=sys.stderr)
+            return 2
+    numbers["conditions"] = conditions
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if "cost" in only:
+            numbers["cost"] = {name: measure(name, options.rounds, *setting, options.device) for name in names}
+            model = torchvision.models.resnet50(weights=None).eval()
+            numbers["capture"] = min(seconds(lambda: LRP(model, composites.EpsilonPlus())) for _ in range(3))
+        if "memory" in only:
+            numbers["memory"] = {name: memory(name, *setting, options.device) for name in names}
+        if "growth" in only:
+            numbers["growth"] = growth(device=options.device)
+        if "profile" in only and options.device == "cpu":
+            numbers["profile"] = {name: profile(name, *setting) for name in names}
+    numbers = rounded(numbers)
+    text = as_markdown(numbers)
     if options.names:
         print(text)
         return 0
     plt.style.use(Path(__file__).with_name("lrp.mplstyle"))
     plain = {"metadata": {"Software": None}}
-    picture(results).savefig(FIGURES / "benchmark.png", **plain)
-    growth_picture(rows).savefig(FIGURES / "benchmark_growth.png", **plain)
-    numbers = {"conditions": conditions, "cost": results, "memory": held, "growth": rows, "capture": capture}
-    (FIGURES / "benchmark.json").write_text(json.dumps(rounded(numbers), indent=1) + "\n", encoding="utf-8")
+    picture(numbers["cost"]).savefig(FIGURES / "benchmark.png", **plain)
+    growth_picture(numbers["growth"]).savefig(FIGURES / "benchmark_growth.png", **plain)
+    kept.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     (FIGURES / "benchmark.md").write_text(text, encoding="utf-8")
     print("wrote figures/benchmark.md, its two pictures and its numbers")
     return 0

@@ -1,10 +1,28 @@
 """What the benchmark found, as tables and pictures."""
 
 import statistics
+from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+
+GOALS = {  # what a preset may cost, in gradients, and how many times faster than its peer it should be
+    "EpsilonPlus": {"vgg16": 1.6, "resnet50": 1.8, "mobilenet_v2": 1.8},
+    "EpsilonAlpha2Beta1": {"vgg16": 2.3, "resnet50": 2.3, "mobilenet_v2": 2.3},
+    "EpsilonGammaBox": {"vgg16": 3.0, "resnet50": 3.0, "mobilenet_v2": 3.0},
+}
+FASTER = {
+    ("zennit EpsilonPlus", "EpsilonPlus"): {"vgg16": 1.8, "resnet50": 2.7, "mobilenet_v2": 2.7},
+    ("captum EpsilonPlus", "EpsilonPlus"): {"vgg16": 2.5},
+    ("captum Epsilon", "Epsilon"): {"vgg16": 2.5},
+    ("ten targets, ten calls", "ten targets, one call"): {
+        "vgg16": 1 / 0.6,
+        "resnet50": 1 / 0.6,
+        "mobilenet_v2": 1 / 0.6,
+    },
+}
+MEMORY = 1.2  # what a call may hold, in gradients
 
 
 def picture(results: dict[str, dict[str, list[float]]]) -> plt.Figure:
@@ -52,26 +70,41 @@ def slopes(rows: list[dict]) -> dict[str, float]:
     }
 
 
-def as_markdown(results: dict, held: dict[str, dict], exponents: dict, capture: float, conditions: str) -> str:
-    """The tables with their conditions, ready to be read."""
+def as_markdown(numbers: dict) -> str:
+    """The tables with their conditions, ready to be read: `numbers` as in benchmark.json."""
+    results, held = numbers["cost"], numbers["memory"]
     head = ["| method | " + " | ".join(results) + " |", "|---" * (1 + len(results)) + "|"]
+
+    def row(label: str, cell: Callable[[str], str]) -> str:
+        return f"| {label} | " + " | ".join(cell(name) for name in results) + " |"
+
+    def median(name: str, method: str) -> float:
+        return statistics.median(results[name][method])
+
+    def cost(name: str, method: str) -> str:
+        c = results[name].get(method)
+        return f"{median(name, method):.2f} ({min(c):.2f} to {max(c):.2f})" if c else ""
+
+    def faster(name: str, theirs: str, ours: str) -> str:
+        both = [results[name].get(m) for m in (theirs, ours)]
+        return "" if None in both else f"{statistics.median(a / b for a, b in zip(*both, strict=True)):.2f}"
+
+    methods = list(dict.fromkeys(m for costs in results.values() for m in costs))
     lines = [
         "# Benchmark",
         "",
         "Cost of one explanation in units of one forward pass and input gradient of the same network; median over "
-        f"paired rounds (least to largest). {conditions}; written by `make bench`.",
+        f"paired rounds (least to largest). {numbers['conditions']}; written by `make bench`.",
         "",
         "![Costs of this package and of its peers, per network](benchmark.png)",
         "",
         *head,
-    ]
-    for method in dict.fromkeys(m for costs in results.values() for m in costs):
-        cells = []
-        for costs in results.values():
-            c = costs.get(method)
-            cells.append(f"{statistics.median(c):.2f} ({min(c):.2f} to {max(c):.2f})" if c else "")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    lines += [
+        *(row(method, lambda name, m=method: cost(name, m)) for method in methods),
+        "",
+        "Times faster, median over rounds:",
+        "",
+        *head,
+        *(row(f"{b} than {a}", lambda name, a=a, b=b: faster(name, a, b)) for a, b in FASTER if a in methods),
         "",
         "The floor is set by passes through the convolutions, of which the gradient makes two: EpsilonPlus makes three "
         "(1.5), EpsilonAlpha2Beta1 four (2.0), as its two denominators add up to the output.",
@@ -79,19 +112,51 @@ def as_markdown(results: dict, held: dict[str, dict], exponents: dict, capture: 
         "Peak memory of a call in units of the gradient's; modified weights, kept between calls, are not counted.",
         "",
         *head,
+        *(row(method, lambda name, m=method: f"{held[name][m]:.2f}") for method in next(iter(held.values()))),
     ]
-    for method in next(iter(held.values())):
-        lines.append(f"| {method} | " + " | ".join(f"{held[name][method]:.2f}" for name in results) + " |")
-    if exponents:
-        fitted = "; ".join(f"{key} {value:.2f}" for key, value in exponents.items())
+    if profile := numbers.get("profile"):
+        kinds = list(next(iter(profile.values()))["gradient"])
+        lines += [
+            "",
+            "Where the time goes: time by kind of operation, in units of all the gradient's, from torch's profiler. A "
+            "gradient makes two passes through the convolutions and little else. What a rule adds beyond its further "
+            "passes are divisions and products of whole activations, bound by memory, not by arithmetic.",
+            "",
+            "| network | method | " + " | ".join(kinds) + " | all |",
+            "|---|---" + "|---" * (1 + len(kinds)) + "|",
+        ]
+        for name, by in profile.items():
+            for method, part in by.items():
+                cells = [f"{part[kind]:.2f}" for kind in kinds] + [f"{sum(part.values()):.2f}"]
+                lines.append(f"| {name} | {method} | " + " | ".join(cells) + " |")
+    if missed := list(_missed(results, held, faster)):
+        lines += ["", "Goals missed: " + "; ".join(missed) + "."]
+    if rows := numbers.get("growth"):
+        fitted = "; ".join(f"{key} {value:.2f}" for key, value in slopes(rows).items())
         lines += [
             "",
             "![Cost against batch size, image size and number of targets](benchmark_growth.png)",
             "",
             f"Growth on ResNet-50, exponents fitted in the log-log plane: {fitted}.",
         ]
-    lines += ["", f"Capturing ResNet-50 takes {capture:.2f} s, once per explainer."]
+    lines += ["", f"Capturing ResNet-50 takes {numbers['capture']:.2f} s, once per explainer."]
     return "\n".join(lines) + "\n"
+
+
+def _missed(results: dict, held: dict, faster: Callable):
+    """The goals that the medians do not reach, in words."""
+    for method, limits in GOALS.items():
+        for name, limit in limits.items():
+            if name in results and (found := statistics.median(results[name][method])) > limit:
+                yield f"{method} on {name} costs {found:.2f} ({limit:g})"
+    for (theirs, ours), limits in FASTER.items():
+        for name, limit in limits.items():
+            if name in results and (found := faster(name, theirs, ours)) and float(found) < limit:
+                yield f"{ours} on {name} is {found} times faster than {theirs} ({limit:.2g})"
+    for name, by in held.items():
+        for method, found in by.items():
+            if found > MEMORY:
+                yield f"{method} on {name} holds {found:.2f} ({MEMORY:g})"
 
 
 def rounded(value, digits: int = 4):
