@@ -42,6 +42,8 @@ class Composite:
             "layer4.*" means layers with weights, averages, LRN and unknown operations; name a sum in full to
             override it. A name that matches nothing is an error.
         fold_batchnorm: fold BatchNorm into the layer before it (False leaves each one a node of its own).
+        spread: spread what a layer with gaps (1 x 1 with a stride, x[:, :, ::2, ::2]) leaves on a lattice of pixels
+            over those between; see `lrp.splitting.spread`.
 
     Raises ValueError for an unknown condition or bias policy, TypeError for what is no rule.
     """
@@ -55,11 +57,13 @@ class Composite:
         bias: str = "absorb",
         overrides: Mapping[str, r.Rule] | None = None,
         fold_batchnorm: bool = True,
+        spread: bool = False,
     ):
         self.rules = list(rules)
         self.addition = r.Ratio() if addition is None else addition
         self.lrn = r.Pass() if lrn is None else lrn
-        self.bias, self.overrides, self.fold_batchnorm = bias, dict(overrides or {}), fold_batchnorm
+        self.bias, self.overrides = bias, dict(overrides or {})
+        self.fold_batchnorm, self.spread = fold_batchnorm, spread
         if bias not in ("absorb", "exclude"):
             raise ValueError(f"bias must be 'absorb' or 'exclude', not {bias!r}")
         for condition, _ in self.rules:
@@ -171,8 +175,9 @@ class RelevanceSplitting(Composite):
     `faithful` is the authors' program: z+ on raw weights with 1e-5 added to every denominator, BatchNorm and biases
     left out, max pooling treated as an average over 2 x 2, the first layer blind to the image; its seed is
     `seeds.Probability()` and its target the predicted class. Not faithful is our corrected version: BatchNorm folded,
-    relevance of max pooling to the winner, z^B with the bounds `low` and `high` on the pixels, exact division; its seed
-    is the logit. `splitting` is "ratio" or "symmetric", `identical` off gives identity skips nothing.
+    relevance of max pooling to the winner, z^B with the bounds `low` and `high` on the pixels, exact division, no
+    lattice of dots (`spread`); its seed is the logit. `splitting` is "ratio" or "symmetric", `identical` off gives
+    identity skips nothing.
 
     Raises ValueError for other names, and for missing bounds.
     """
@@ -189,6 +194,7 @@ class RelevanceSplitting(Composite):
         if splitting not in SPLITS:
             raise ValueError(f"splitting must be 'ratio' or 'symmetric', not {splitting!r}")
         own = {"bias": "exclude", "addition": SPLITS[splitting][not identical], "fold_batchnorm": not faithful}
+        own["spread"] = not faithful
         if faithful:
             rules = [
                 ("first", _s.PlusOnes()),

@@ -1,4 +1,4 @@
-"""Networks to explain, always trained: three small ones of our own, two of Caffe's, torchvision's classifiers.
+"""Networks to explain, always trained: three small ones of our own, Caffe's, CIFAR's ResNets, torchvision's.
 
 `load(name)` gives a network in eval mode, `normalizer(name)` what its input must go through, `side(name)` how
 large that is, `report` how good the network is: look at that before explaining anything. Our own networks know
@@ -8,6 +8,7 @@ the digit in a scene of `lrp.datasets` and are committed.
 import hashlib
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from .caffe_cifar import CaffeCIFAR10Full
+from .cifar_resnet import CIFARResNet
 from .datasets import CAFFE, CIFAR10_CLASSES, DATA, IMAGENET, SCENE, SCENE_255, Normalizer, find, imagenet_classes
 from .errors import DataError
 from .googlenet import BVLCGoogLeNet
@@ -120,7 +122,10 @@ _CLASSICS = {
     "bvlc_googlenet": BVLCGoogLeNet,
     "bvlc_googlenet_rgb": BVLCGoogLeNet,
     "caffe_cifar10_full": CaffeCIFAR10Full,
+    "cifar_resnet20": partial(CIFARResNet, 3),
+    "cifar_resnet32": partial(CIFARResNet, 5),
 }
+CIFAR = ("caffe_cifar10_full", "cifar_resnet20", "cifar_resnet32")  # networks that know the classes of CIFAR-10
 _FOUND = {  # weights in other people's archives, under LRP_DATA
     "squeezenet1_1": ("weights/imagenet/squeezenet1_1_tvnorm.pth",),
     "mobilenet_v2": ("weights/imagenet/mobilenet_v2_coral_tvnorm.pth",),
@@ -130,6 +135,8 @@ _FOUND = {  # weights in other people's archives, under LRP_DATA
         "weights/imagenet/bvlc_googlenet_conv1_tvnorm_overlay.pth",
     ),
     "caffe_cifar10_full": ("weights/cifar10/caffe_cifar10_full_70000.pth",),
+    "cifar_resnet20": ("weights/cifar10/resnet20-12fca82f.th",),
+    "cifar_resnet32": ("weights/cifar10/resnet32-d509ac18.th",),
 }
 _FIX = "set LRP_DATA to the folder that has it: see data/README.md"
 
@@ -148,12 +155,12 @@ def normalizer(name):
 
 def side(name):
     """How many pixels high and wide the images are that a network was trained on."""
-    return 32 if name in ("scene_lrn", "caffe_cifar10_full") else 64 if name in SCENE_NETWORKS else 224
+    return 32 if name in ("scene_lrn", *CIFAR) else 64 if name in SCENE_NETWORKS else 224
 
 
 def load(name, device="cpu", dtype=None):
     """A trained network in eval mode: `scene_vgg`, `scene_resnet`, `scene_lrn`, `bvlc_googlenet`,
-    `caffe_cifar10_full`, or a classifier of torchvision.
+    `caffe_cifar10_full`, `cifar_resnet20`, `cifar_resnet32`, or a classifier of torchvision.
 
     `bvlc_googlenet` takes Caffe's input (BGR), `bvlc_googlenet_rgb` the usual one of torchvision: see
     `normalizer`. Raises DataError naming the file and the way to get it.
@@ -199,7 +206,8 @@ def _pretrained(name):
     state = {}
     for path in _weights(name):
         try:
-            state |= torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            state |= {key.removeprefix("module."): value for key, value in found.get("state_dict", found).items()}
         except Exception as error:  # a cut or foreign file fails in many ways
             raise DataError(
                 f"{path} cannot be read as weights of {name} ({type(error).__name__}): "
@@ -284,4 +292,4 @@ def class_name(name, logits):
     k = int(logits[0].argmax())
     if name in SCENE_NETWORKS:
         return str(k)
-    return (CIFAR10_CLASSES if name == "caffe_cifar10_full" else imagenet_classes())[k]
+    return (CIFAR10_CLASSES if name in CIFAR else imagenet_classes())[k]

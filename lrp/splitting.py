@@ -15,7 +15,8 @@ At y = a + b, skip a and branch b, every composite takes one as `addition=`:
     Copy()                  R, and R for b too                   no         yes      no
     GlobalRatio()           signed, totals by magnitude          yes        no       yes
 
-Ratio and Symmetric are those of relevance splitting (otsuki2024layer).
+Ratio and Symmetric are those of relevance splitting (otsuki2024layer). At the end, the cure for the dot lattice that
+skips with stride 2 leave behind: `spread`, which a composite applies with `spread=True`.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import vocabulary as v
 from .errors import UnsupportedOperation
+from .graph import Node
 from .rules import Direct, Group, Part, Rule, Split, ones, pos, same
 from .sharing import stabilise
 
@@ -147,3 +150,42 @@ class AverageInstead(Direct):
             )
         s = R / (F.avg_pool2d(x, 2) + ADDED)
         return x / 4 * s.repeat_interleave(2, -2).repeat_interleave(2, -1)
+
+
+# ---------------------------------------------------------------- no lattice
+
+
+def gaps(node: Node, values: dict) -> tuple[int, int] | None:
+    """The strides of a layer that reads single pixels and leaves gaps between them, (vertical, horizontal), or None.
+
+    These are 1 x 1 convolutions with a stride, as in a ResNet's projections, and slices such as x[:, :, ::2, ::2].
+    """
+    if node.kind == v.CONVOLUTION and "transpose" not in node.op:
+        layer = node.layer(values)
+        if layer.weight.dim() != 4 or set(layer.weight.shape[2:]) != {1} or set(layer.padding) - {0, *"valid"}:
+            return None
+        steps = tuple(layer.stride)
+    elif node.op == "getitem" and isinstance(node.args[1], tuple) and len(node.args[1]) == 4:
+        if not all(isinstance(i, slice) and i.start in (None, 0) and i.stop is None for i in node.args[1]):
+            return None
+        steps = tuple(i.step or 1 for i in node.args[1][2:])
+    else:
+        return None
+    return steps if max(steps) > 1 else None
+
+
+def spread(R: Tensor, x: Tensor, steps: tuple[int, int]) -> Tensor:
+    r"""Relevance that a layer with gaps left on every s-th pixel, over the s x s pixels of its cell.
+
+    .. math:: R_p = R_{\text{cell}} \, \frac{|x_p|}{\sum_{p' \in \text{cell}} |x_{p'}|}
+
+    for each channel, as average pooling would share it. Where a cell is zero throughout, relevance stays where it is.
+    Totals are kept. R is (T, N, C, H, W), x (N, C, H, W). The idea is ours: the paper's maps show the lattice.
+    """
+    (h, w), (a, b) = x.shape[2:], steps
+    R = F.pad(R, (0, -w % b, 0, -h % a)).unflatten(-1, (-1, b)).unflatten(-3, (-1, a))  # (T, N, C, cells, a, cells, b)
+    size = F.pad(x.abs(), (0, -w % b, 0, -h % a)).unflatten(-1, (-1, b)).unflatten(-3, (-1, a))
+    whole = size.sum((-3, -1), keepdim=True)
+    share = size / whole.masked_fill(whole == 0, 1)
+    out = torch.where(whole == 0, R, R.sum((-3, -1), keepdim=True) * share)
+    return out.flatten(-2).flatten(-3, -2)[..., :h, :w]

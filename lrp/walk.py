@@ -17,6 +17,7 @@ from .graph import Node
 from .operators import reduce_to
 from .rules import Direct, Epsilon, Gamma, Pass, Rule, Split
 from .sharing import Step, total
+from .splitting import gaps, spread
 
 if TYPE_CHECKING:
     from .engine import LRP
@@ -182,6 +183,8 @@ class Walk:
             shares = self._product(node, R)
         else:
             raise no_rule(node)
+        if self.explainer.composite.spread and (steps := gaps(node, self.tape.values)):
+            shares = [(source, spread(share, self._read(node, source), steps)) for source, share in shares]
         entry.rule = repr(rule) if rule is not None else "Pass()" if node.kind in PASSING else node.kind
         amounts = [self.arrived[node] if share is R else total(share) for _, share in shares]
         entry.relevance_in = sum(amounts)
@@ -191,6 +194,14 @@ class Walk:
         for (source, share), amount in zip(shares, amounts, strict=True):
             self.R[source] = self.R[source] + share if source in self.R else share
             self.arrived[source] = self.arrived[source] + amount if source in self.arrived else amount
+
+    def _read(self, node: Node, source: Node) -> Tensor:
+        """What this node read from a source."""
+        return (
+            self.tape.local[node][0][node.sources.index(source)]
+            if node in self.tape.local
+            else self.tape.values[source]
+        )
 
     def _like(self, node: Node) -> Tensor:
         return torch.empty(self.tape.shapes[node], device="meta")

@@ -218,6 +218,20 @@ def test_caffe_cifar10_full_on_all_images():
     assert row.n == 3000 and row.accuracy == pytest.approx(0.7913, abs=0.003)
 
 
+@needs_cifar10
+@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_resnet32"])
+def test_cifar_resnets_on_real_images(name):
+    """80 to 82 % of the JPEG copies; BatchNorm is there, as trained."""
+    photos = datasets.cifar10(n=500)
+    model, inputs = models.load(name), models.normalizer(name)(photos.images)
+    assert inputs.shape[2:] == (models.side(name),) * 2
+    assert models.report(model, inputs, photos.labels).accuracy.item() >= 0.75
+    assert models.class_name(name, model(inputs[:1])) in datasets.CIFAR10_CLASSES
+    assert model.bn1.running_var.std() > 0
+    e = LRP(model).explain(inputs[:2])
+    assert e.imbalance < 1e-4
+
+
 TINY = {"epochs": 1, "pool": 64, "batch": 32, "rate": 1e-3, "decay": 0.0}
 
 

@@ -147,3 +147,11 @@ def test_refusals():
     )
     with pytest.raises(UnsupportedOperation, match="needs a pool that halves height and width"):
         LRP(pool, composites.RelevanceSplitting()).attribute(torch.rand(1, 3, 32, 32, dtype=torch.float64))
+
+
+def test_with_the_winner_in_place_of_the_average_the_total_stays(x):
+    """The substituted pool is the one place where the preset loses relevance."""
+    preset = composites.RelevanceSplitting()
+    preset.rules = [(condition, rule) for condition, rule in preset.rules if condition != "maximum"]
+    e = LRP(network(), preset).explain(x, seed=seeds.Probability())
+    assert torch.allclose(e.received, e.seed, rtol=1e-3)
