@@ -93,7 +93,7 @@ def compare(a: Curves, b: Curves, statistic: str = "auc", **options) -> Interval
 
     Raises LRPError unless both agree in images, steps, size of regions, kind of score, and scores at the start.
     """
-    _known("statistic", statistic, ("auc", "aopc"))
+    known("statistic", statistic, ("auc", "aopc"))
     one, two = ({"images": len(c), "steps": c.steps, "region": c.region, "output": c.output} for c in (a, b))
     if one != two:
         raise LRPError(f"curves of different kinds cannot be paired: {one} and {two}")
@@ -145,7 +145,7 @@ def ranks(relevance: Tensor, order: str = "morf", region: int = 1, generator: to
     if (order := ALIASES.get(order, order)) == "random":
         places = torch.stack([torch.randperm(row.numel(), generator=generator) for row in sums]).to(sums.device)
     else:
-        places = KEYS[_known("order", order, ORDERS)](sums).flatten(1).argsort(stable=True).argsort()
+        places = KEYS[known("order", order, ORDERS)](sums).flatten(1).argsort(stable=True).argsort()
     pixels = places.view_as(sums).repeat_interleave(region, 1).repeat_interleave(region, 2)
     return pixels[:, : relevance.shape[-2], : relevance.shape[-1]]
 
@@ -160,21 +160,21 @@ def _replacement(replace, x: Tensor, generator: torch.Generator, low, high, valu
     if replace == "uniform":
         if low is None or high is None:
             raise LRPError("uniform noise needs the valid range of x: `low, high = normalizer.bounds()` gives it")
-        low, high = _column("low", low, x), _column("high", high, x)
+        low, high = column("low", low, x), column("high", high, x)
         # drawn on the CPU, image by image: the same on every device, and for any N
         noise = torch.stack([torch.rand(x.shape[1:], generator=generator, dtype=torch.float64) for _ in x])
         return (low + (high - low) * noise).to(x)
     if replace == "mean":
         return x.mean((2, 3), keepdim=True).expand_as(x)
     if replace == "constant":
-        return _column("value", value, x).to(x).expand_as(x)
+        return column("value", value, x).to(x).expand_as(x)
     from torchvision.transforms.v2.functional import gaussian_blur
 
     kernel = [min(2 * int(np.ceil(3 * sigma)) + 1, 2 * side - 1) for side in (x.shape[3], x.shape[2])]
     return gaussian_blur(x, kernel, [float(sigma)] * 2)
 
 
-def _column(name: str, value, x: Tensor) -> Tensor:
+def column(name: str, value, x: Tensor) -> Tensor:
     """A number, one per channel ((C,) or (1, C, 1, 1)) or an image, to broadcast with (C, H, W); float64 on the CPU."""
     given = torch.as_tensor(value, dtype=torch.float64, device="cpu")
     column = given.reshape(x.shape[1:]) if given.numel() == x[0].numel() else given.reshape(-1, 1, 1)
@@ -204,7 +204,7 @@ def curves(
     output: str = "logit",
     seed: int = 0,
     repeats: int | None = None,
-    batch: int = 128,
+    batch: int | None = None,
     progress: bool = True,
 ) -> Curves:
     """The target's score after each of L replacements, most relevant region first or in another order.
@@ -226,17 +226,18 @@ def curves(
         output: `logit`, or `probability` for its softmax.
         seed: of noise and random orders: the same for all orders and methods, so that these can be paired.
         repeats: draws to average over; by default 10 for the order `random`, 1 for others.
-        batch: images per forward pass, which bounds memory (beside three tensors like x).
+        batch: images per forward pass, which bounds memory (beside three tensors like x); by default `at_once(x)`.
         progress: a bar after five seconds.
 
     Raises LRPError for names and numbers that cannot be, InputError for tensors, TargetError for targets.
     """
-    order = _known("order", ALIASES.get(order, order), ORDERS)
+    order = known("order", ALIASES.get(order, order), ORDERS)
     repeats = (10 if order == "random" else 1) if repeats is None else repeats
-    _known("output", output, ("logit", "probability"))
+    known("output", output, ("logit", "probability"))
     if not callable(replace):
-        _known("replacement", replace, REPLACEMENTS)
+        known("replacement", replace, REPLACEMENTS)
     _check_images(model, x, relevance, order)
+    batch = at_once(x) if batch is None else batch
     counts = {"region": region, "repeats": repeats, "batch": batch, "steps": 1 if steps is None else steps}
     if wrong := {name: n for name, n in counts.items() if not isinstance(n, numbers.Integral) or n < 1}:
         raise LRPError(f"whole numbers of at least 1 are needed; got {wrong}")
@@ -251,7 +252,7 @@ def curves(
     if not single:
         raise TargetError("curves take one target per image: call them once for each entry of the list")
     scores = torch.zeros(len(x), steps + 1, dtype=torch.float64)
-    scores[:, 0] = _score(logits, targets[0], output)
+    scores[:, 0] = score(logits, targets[0], output)
     relevance = (x if relevance is None else relevance).cpu()  # a random order takes its shape only
     pairs = torch.arange(len(x) * steps).split(batch)  # of an image and a number of replacements
     with tqdm(total=len(pairs) * repeats, desc=order, leave=False, delay=5, disable=not progress) as bar:
@@ -265,7 +266,7 @@ def curves(
                 i = n.to(x.device)
                 done = (rank[i] < k.to(x.device)[:, None, None])[:, None]
                 logits = checks.run(model, torch.where(done, new[i], x[i])).cpu()
-                scores[n, k] += _score(logits, targets[0, n], output)
+                scores[n, k] += score(logits, targets[0, n], output)
                 bar.update()
     scores[:, 1:] /= repeats
     if len(bad := (~torch.isfinite(scores)).nonzero()):
@@ -273,13 +274,21 @@ def curves(
     return Curves(scores, order, region, replace if isinstance(replace, str) else "callable", output, repeats)
 
 
-def _score(logits: Tensor, target: Tensor, output: str) -> Tensor:
+def at_once(x: Tensor) -> int:
+    """How many images to show a network at a time: 128, or on a CPU 8 of 224 x 224, or as many values.
+
+    On a CPU larger batches gain little, and are slower where each layer asks the system for memory anew.
+    """
+    return max(1, 8 * 3 * 224**2 // x[0].numel()) if x.device.type == "cpu" else 128
+
+
+def score(logits: Tensor, target: Tensor, output: str) -> Tensor:
     """The target's logit or probability, (N, K), (N,) -> (N,), in double precision."""
     scores = logits.double().softmax(1) if output == "probability" else logits.double()
     return scores.gather(1, target[:, None])[:, 0]
 
 
-def _known(kind: str, name: str, names: Sequence[str]) -> str:
+def known(kind: str, name: str, names: Sequence[str]) -> str:
     if name not in names:
         raise LRPError(f"no {kind} is called {name!r}: there are {', '.join(names)}")
     return name
