@@ -125,16 +125,24 @@ def curves(
 
 
 def dots(
-    ax: Axes, rows: Mapping[str, Interval], title: str | None = None, controls: Mapping[str, Interval] | None = None
+    ax: Axes,
+    rows: Mapping[str, Interval],
+    title: str | None = None,
+    controls: Mapping[str, Interval] | None = None,
+    colour: str = "0.2",
+    label: str | None = None,
+    shift: float = 0.0,
 ) -> None:
     """One row per method: its mean as a dot with its 95 % interval, the first row on top.
 
-    `controls` stand as dotted vertical lines with their names: what a map gets that ignores the network.
+    `controls` stand as dotted vertical lines with their names: what a map gets that ignores the network. A second call
+    with another colour, label and `shift` (in rows, upwards) adds a second series to the same rows.
     """
     y = np.arange(len(rows))[::-1]
     mean = np.array([i.mean for i in rows.values()])
     low, high = (np.array([getattr(i, end) for i in rows.values()]) for end in ("low", "high"))
-    ax.errorbar(mean, y, xerr=[mean - low, high - mean], fmt="o", ms=4, color="0.2", capsize=2, lw=1.2)
+    spread = [mean - low, high - mean]
+    ax.errorbar(mean, y + shift, xerr=spread, fmt="o", ms=4, color=colour, capsize=2, lw=1.2, label=label)
     for name, control in (controls or {}).items():
         ax.axvline(control.mean, color="0.5", ls=":", lw=1)
         ax.text(control.mean, len(rows) - 0.5, f" {name}", rotation=90, fontsize=7, color="0.4", ha="right", va="top")

@@ -217,14 +217,15 @@ def grid(
     quantile: float = 1.0,
     width: float = WIDTH,
     input_title: str = "input",
+    title_size: float | None = None,
 ) -> tuple[Figure, np.ndarray]:
     """Lay out images (one per row) beside their relevance maps (one method per column).
 
     `maps` goes from a column's title to its maps, one per image; `rows` are titles at the left. `scale` says
     where full colour stands: `"row"`, at the row's max|R| (methods compare in size; printed under the input),
     `"panel"`, at each map's own (printed under it), or a number for all. A `quantile` below 1 takes that quantile
-    of |R| in place of the maximum: say so in the caption. Returns the figure and its axes
-    (rows, 1 + methods).
+    of |R| in place of the maximum: say so in the caption. `title_size` is for many columns. Returns the figure and its
+    axes (rows, 1 + methods).
     """
     for title, column in maps.items():
         if len(column) != len(images):
@@ -249,6 +250,8 @@ def grid(
                 axes[i, j].set_xlabel(f"±{own:.2g}", fontsize=8, color="0.35")
         if scale != "panel":
             axes[i, 0].set_xlabel(f"scale ±{largest if scale == 'row' else scale:.2g}", fontsize=8, color="0.35")
+    for ax in axes[0] if title_size else ():
+        ax.title.set_fontsize(title_size)
     bar = colorbar(drawn, axes[:, 1:].ravel().tolist(), label="")
     bar.set_ticks([-drawn.norm.vmax, 0, drawn.norm.vmax], labels=["against", "0", "for"])
     bar.ax.tick_params(length=0)

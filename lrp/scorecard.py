@@ -144,6 +144,27 @@ def judge(ours: "Interval | bool", expected: str | None, zero: float = 0.0, name
     return REPRODUCED if (ours.high < zero) == (expected == "below") else NOT_REPRODUCED
 
 
+class Sheet:
+    """The claims of one notebook, as they are judged: `sheet(name, ...)` is `claim` with its number before the name."""
+
+    def __init__(self, number: str):
+        self.number, self.claims = number, []
+
+    def __call__(self, name: str, *args, **options) -> "Claim":
+        self.claims.append(claim(f"{self.number}_{name}", *args, **options))
+        return self.claims[-1]
+
+    def untestable(self, name: str, *args, **options) -> "Claim":
+        self.claims.append(untestable(f"{self.number}_{name}", *args, **options))
+        return self.claims[-1]
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self.claims))
+
+    def _repr_markdown_(self) -> str:
+        return "\n".join(f"* {c._repr_markdown_()}" for c in self.claims)
+
+
 @dataclass(frozen=True, repr=False)
 class Claim:
     """A row of the scorecard, in words."""

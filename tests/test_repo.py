@@ -19,8 +19,9 @@ CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 OUTSIDE_THE_CORE = set(
     "figures gallery notebooks notebook_keys notebook_lint environment datasets downloads scenes drawings "
     "records scorecard scorecard_page "
-    "models googlenet caffe_cifar training metrics perturbation localisation randomisation baselines benchmark "
-    "benchmark_report coverage lrn contrastive dmbp echo_state geospatial".split()
+    "models googlenet caffe_cifar cifar_resnet training trials metrics perturbation insertion localisation "
+    "randomisation baselines benchmark benchmark_report benchmark_metrics coverage lrn skips contrastive dmbp "
+    "echo_state geospatial".split()
 )
 FOLDERS = {"notebooks", "lrp", "data", "figures", "tests"}
 

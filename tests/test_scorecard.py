@@ -46,6 +46,20 @@ def recorded(path: Path) -> dict:
     return json.loads(path.read_text())["claims"]
 
 
+# --- the sheet of a notebook --------------------------------------------------------------------------------
+
+
+def test_a_sheet_collects_the_claims_of_its_notebook(run):
+    sheet = scorecard.Sheet("02")
+    first = sheet("a", "A holds", BELOW, expected="below")
+    second = sheet.untestable("b", "B holds", "no data")
+    assert [c.name for c in sheet.claims] == ["02_a", "02_b"] == list(recorded(run)) and sheet.claims == [first, second]
+    assert [line[:2] for line in sheet._repr_markdown_().splitlines()] == ["* ", "* "]
+    assert "reproduced" in repr(sheet).lower() and "B holds" in repr(sheet)
+    with pytest.raises(ValueError, match="02_a"):
+        sheet("a", "Another", BELOW, expected="above")
+
+
 # --- verdicts -----------------------------------------------------------------------------------------------
 
 
