@@ -236,6 +236,12 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def quickest(call: Callable[[], object], times: int = 3) -> float:
+    """Least wall-clock time of several calls after one that does not count: what a table beside others' times shows."""
+    call()
+    return min(seconds(call) for _ in range(times))
+
+
 def memory_policy() -> str:
     """What becomes of freed memory of large tensors: `make` keeps it with the process, which is faster on Linux."""
     return "kept by the process" if "MALLOC_TRIM_THRESHOLD_" in os.environ else "as the system does"

@@ -99,3 +99,9 @@ def test_only_a_part_is_measured_anew(tmp_path, monkeypatch, capsys):
         "b": {"gradient": {"rest": 1.0}, "EpsilonPlus": {"rest": 2.0}}
     }
     assert "| b | EpsilonPlus | 2.00 | 2.00 |" in (tmp_path / "benchmark.md").read_text()
+
+
+def test_the_quickest_of_several_calls_leaves_the_first_out(monkeypatch):
+    calls, times = [], iter([0.3, 0.1, 0.2])
+    monkeypatch.setattr(benchmark, "seconds", lambda call: (call(), next(times))[1])
+    assert benchmark.quickest(lambda: calls.append(1)) == 0.1 and len(calls) == 4

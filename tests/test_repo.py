@@ -20,8 +20,8 @@ OUTSIDE_THE_CORE = set(
     "figures gallery notebooks notebook_keys notebook_lint environment datasets downloads scenes drawings "
     "records scorecard scorecard_page "
     "models googlenet caffe_cifar cifar_resnet training trials metrics perturbation insertion localisation "
-    "randomisation baselines benchmark benchmark_report benchmark_metrics coverage lrn skips contrastive dmbp "
-    "echo_state geospatial".split()
+    "contribution randomisation baselines benchmark benchmark_report benchmark_metrics coverage lrn skips "
+    "contrastive dmbp dmbp_result masked echo_state geospatial".split()
 )
 FOLDERS = {"notebooks", "lrp", "data", "figures", "tests"}
 
