@@ -5,9 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # test this checkout, whatever is installed
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Every test draws the same global random numbers, whichever tests run beside it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ OUTSIDE_THE_CORE = set(
     "records scorecard scorecard_page "
     "models googlenet caffe_cifar cifar_resnet training trials metrics perturbation insertion localisation "
     "contribution randomisation baselines benchmark benchmark_report benchmark_metrics coverage lrn skips "
-    "contrastive dmbp dmbp_result masked echo_state geospatial".split()
+    "contrastive dmbp dmbp_result masked echo_state geospatial netcdf fields "
+    "climate_nets artifacts".split()
 )
 FOLDERS = {"notebooks", "lrp", "data", "figures", "tests"}
 
