@@ -38,7 +38,8 @@ class Item:
     """One file of the manifest: where it comes from, what it must be, and where it goes below `data/raw`.
 
     `bytes` is its exact size, 0 where only `megabytes` (2**20 bytes, rounded to 3 digits) is known; `sha256`
-    is the whole hash or its beginning.
+    is the whole hash or its beginning. Of a file that `grows`, as its owner appends a month each month, neither can be
+    known: it is whole when as much came as the server announced, and it is never pieced together from two days.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Item:
     megabytes: float = 0.0
     license: str = ""
     used_by: tuple = ()
+    grows: bool = False
 
     @property
     def size(self):
@@ -58,6 +60,8 @@ class Item:
     def problem(self, file):
         """What is wrong with a local file, in words; empty when it is this item."""
         size = file.stat().st_size
+        if self.grows:
+            return "" if size else "it is empty"
         if self.bytes and size != self.bytes:
             return f"it has {size} bytes instead of {self.bytes}"
         if not self.bytes and self.megabytes and abs(size / 2**20 - self.megabytes) > 0.001:
@@ -76,6 +80,8 @@ def manifest(path=MANIFEST):
             item = Item(**entry)
         except TypeError as error:
             raise DataError(f"{path}: entry {entry.get('name', entry)} is not complete: {error}") from None
+        if not item.sha256 and not item.grows:
+            raise DataError(f"{path}: entry {item.name} has no sha256, and does not say that it grows")
         if Path(item.path).is_absolute() or ".." in Path(item.path).parts:
             raise DataError(f"{path}: entry {item.name} would be written outside {RAW}: {item.path}")
         items[item.name] = item
@@ -122,6 +128,8 @@ def fetch(item, folder=None):
     if shutil.disk_usage(target.parent).free < item.size * 2**20:
         raise DataError(f"{item.name}: {item.size:.0f} MiB do not fit on the disk of {target.parent}: make room")
     part = target.with_name(target.name + ".part")
+    if item.grows:
+        part.unlink(missing_ok=True)  # what is there may be of another day
     if not part.exists() or item.problem(part):
         _fill(item, part)
     if fault := item.problem(part):
@@ -241,7 +249,8 @@ def main(arguments=None):
             failed += _say(error)
     if options.list:
         for one in items:
-            print(f"{one.name:16} {one.size:8.1f} MiB  {one.license}")
+            size = f"{one.size:8.1f} MiB" if one.size else f"{'growing':>12}"
+            print(f"{one.name:16} {size}  {one.license}")
         return int(failed > 0)
     if options.check:
         states = {one.name: check(one) for one in items}

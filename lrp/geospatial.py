@@ -20,6 +20,7 @@ from .netcdf import some, standard_form
 
 BOX = {"lat": (-5.0, 5.0), "lon": (190.0, 240.0)}  # Nino 3.4
 PACIFIC, NOAA = "climate/pacific_sst_anom_1970_2003.nc", "climate/nino34.long.anom.data.txt"
+ERSST = "climate/sst.mnmean.nc"
 FIX = "set LRP_DATA to a folder that has it"
 
 # ---------------------------------------------------------------- fields
@@ -46,6 +47,14 @@ def load(
 def pacific() -> xr.DataArray:
     """Anomalies of the tropical Pacific, 399 months x 30 x 84 cells, where LRP_DATA has them; DataError if not."""
     return load(find(PACIFIC, FIX))
+
+
+def ersst() -> xr.DataArray:
+    """NOAA's ERSST v5, global, monthly since 1854, 89 x 180 cells, where LRP_DATA or `make data` has put it.
+
+    These are temperatures, not anomalies (see `anomalies`). Raises DataError where it is missing.
+    """
+    return load(find(ERSST))
 
 
 def land(field: xr.DataArray) -> xr.DataArray:

@@ -183,11 +183,27 @@ def test_one_failure_does_not_stop_the_rest(server, tmp_path, monkeypatch, capsy
 def test_the_manifest_agrees_with_torchvision():
     items = manifest()
     assert {"squeezenet1_1", "mobilenet_v2", "vgg16", "resnet50", "alexnet", "googlenet"} <= set(items)
+    assert {name for name, item in items.items() if item.grows} == {"ersst_v5"}
     for name, item in items.items():
+        if item.grows:
+            continue
         weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
         assert item.url == weights.url and item.url.startswith("https://")
         assert item.url.endswith(f"-{item.sha256}.pth") and len(item.sha256) == 8
         assert item.megabytes == weights.meta["_file_size"] and item.license and item.used_by
+
+
+def test_a_file_that_grows_is_whole_when_all_came_and_is_never_pieced_together(server, tmp_path):
+    item = an_item(server, sha256="", bytes=0, grows=True)
+    part = tmp_path / f"{item.path}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"of yesterday")
+    server.cuts = 1  # within one call it is taken up where it broke off
+    assert fetch(item, tmp_path).read_bytes() == CONTENT and check(item, tmp_path) == "whole"
+    assert server.requests == [None, f"bytes={len(CONTENT) // 2}-"]
+    server.content = CONTENT + b"a month more"
+    (tmp_path / item.path).unlink()
+    assert fetch(item, tmp_path).read_bytes() == server.content
 
 
 def test_any_classifier_of_torchvision_has_an_item():
@@ -197,7 +213,12 @@ def test_any_classifier_of_torchvision_has_an_item():
 
 @pytest.mark.parametrize(
     "entry",
-    ['name = "x"', 'name="x"\nurl="u"\nsha256="0"\npath="../x"', 'name="x"\nurl="u"\nsha256="0"\npath="/x"'],
+    [
+        'name = "x"',
+        'name="x"\nurl="u"\nsha256=""\npath="x"',
+        'name="x"\nurl="u"\nsha256="0"\npath="../x"',
+        'name="x"\nurl="u"\nsha256="0"\npath="/x"',
+    ],
 )
 def test_a_bad_manifest_entry_is_named(tmp_path, entry):
     (tmp_path / "m.toml").write_text(f"[[file]]\n{entry}\n")

@@ -98,14 +98,18 @@ def test_packed_values_and_filled_land(tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["scipy", "h5netcdf"])  # NetCDF-3 and NetCDF-4
-def test_a_file_like_ersst(tmp_path, engine):
+def test_a_file_like_ersst(tmp_path, monkeypatch, engine):
     """Global, 2 degrees, since 1854: bounds of months, a level, a fill value; five rows and 26 columns in the box."""
     field = made(14, "1854-01", np.arange(88.0, -89, -2), np.arange(0.0, 359, 2)).expand_dims(lev=[0.0], axis=1)
     data = field.to_dataset()
     data["time_bnds"] = (("time", "nbnds"), np.zeros((14, 2)))
     days = {"units": "days since 1800-1-1 00:00:00", "dtype": "float64"}
-    data.to_netcdf(tmp_path / "e.nc", engine=engine, encoding={"time": days, "sst": {"_FillValue": -9.96921e36}})
-    found = load(tmp_path / "e.nc")
+    (tmp_path / "climate").mkdir()
+    path = tmp_path / "climate" / "sst.mnmean.nc"
+    data.to_netcdf(path, engine=engine, encoding={"time": days, "sst": {"_FillValue": -9.96921e36}})
+    monkeypatch.setenv("LRP_DATA", str(tmp_path))
+    found = geospatial.ersst()
+    assert found.identical(load(path))
     assert found.shape == (14, 89, 180) and found.time.values[0] == np.datetime64("1854-01-01")
     w = geospatial.box_weights(found)
     assert int((w > 0).sum()) == 5 * 26 and float(w.max()) == pytest.approx(1 / 130)
