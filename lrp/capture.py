@@ -8,6 +8,7 @@ The model itself is only read: nothing is hooked onto it, stored in it or switch
 """
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable
 
@@ -269,12 +270,15 @@ def _functional(target: Callable, name: str) -> Callable:
     return next(getattr(home, name) for home in (torch, F, operator) if hasattr(home, name))
 
 
+_signature = functools.lru_cache(maxsize=512)(inspect.signature)  # a long recursion calls few functions many times
+
+
 def _bind(fx_node: fx.Node) -> dict:
     """Arguments of a function call by name, where its signature tells."""
     if fx_node.op != "call_function":
         return dict(fx_node.kwargs)
     try:
-        return inspect.signature(fx_node.target).bind(*fx_node.args, **fx_node.kwargs).arguments
+        return _signature(fx_node.target).bind(*fx_node.args, **fx_node.kwargs).arguments
     except (TypeError, ValueError):
         return dict(fx_node.kwargs)
 

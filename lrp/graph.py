@@ -89,8 +89,13 @@ class Graph:
         for sources in self.reads.values():
             for source in sources:
                 self.users[source] += 1
-        self.first = self._nearest(self.input, {n: [m for m in nodes if n in m.inputs] for n in nodes})
+        readers: dict[Node, list[Node]] = {node: [] for node in nodes}
+        for node in nodes:
+            for source in node.sources:
+                readers[source].append(node)
+        self.first = self._nearest(self.input, readers)
         self.last = self.feeding(output)
+        self._skips: dict[Node, list[bool]] = {}
 
     def feeding(self, node: Node) -> set[Node]:
         """The convolutions and dense layers that make this node's value (itself, if it is one)."""
@@ -113,8 +118,10 @@ class Graph:
 
     def skips(self, node: Node) -> list[bool]:
         """Which summands of a sum are identity skips: another summand is computed from them."""
-        above = {source: ancestors(source) - {source} for source in node.sources}
-        return [any(n in above[other] for other in above if other is not n) for n in node.inputs]
+        if node not in self._skips:
+            above = {source: ancestors(source) - {source} for source in node.sources}
+            self._skips[node] = [any(n in above[other] for other in above if other is not n) for n in node.inputs]
+        return self._skips[node]
 
     def find(self, name: str) -> Node:
         """The node whose value a module (or a node) of this name returns."""
