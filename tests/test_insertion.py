@@ -204,7 +204,7 @@ def test_points_of_the_paper():
     scores = measure(model, x, torch.arange(224.0 * 224).view(1, 224, 224), 0, black=0)
     assert scores.insertion.shape == scores.deletion.shape == (1, 101) and scores.step == 500
     assert scores.pixels == 50176 and scores.evaluations == 1 + 100 + 101  # the last insertion is the whole image
-    assert sum(sizes) == 202 and max(sizes) == 6  # of one channel: as many values as two images of three
+    assert sum(sizes) == 202 and max(sizes) == 24  # of one channel: as many values as eight images of three
     assert measure(model, x, x, 0, protocol=RISE).insertion.shape == (1, 102)
     assert measure(model, x[..., :64, :64], x[..., :64, :64], 0, black=0).step == 41
 

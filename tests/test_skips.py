@@ -229,7 +229,7 @@ def test_the_corrected_preset_conserves_on_trained_networks(name):
         assert len(skips.skip_share(LRP(model, composites.RelevanceSplitting(False, low, high)), x)) == 10
     else:
         found = LRP(model, composites.RelevanceSplitting()).explain(x, seed=seeds.Probability(), layers=["layer1"])
-        assert torch.allclose(found.layers["layer1"].sum((1, 2, 3)), found.seed[0], rtol=1e-3)
+        assert torch.allclose(found.layers["layer1"].double().sum((1, 2, 3)), found.seed[0].double(), rtol=1e-3)
 
 
 def test_captum_is_no_lrp_where_additions_are_functions():
