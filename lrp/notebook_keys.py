@@ -65,10 +65,10 @@ def find(name: str) -> Path:
 
 
 def code_cells(notebook: Path) -> list[dict]:
-    """Return code cells as {source, tags}."""
+    """Return code cells as {id, source, tags}."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return [
-        {"source": "".join(cell["source"]), "tags": cell["metadata"].get("tags", [])}
+        {"id": cell.get("id", ""), "source": "".join(cell["source"]), "tags": cell["metadata"].get("tags", [])}
         for cell in cells
         if cell["cell_type"] == "code"
     ]

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from .notebook_keys import code_cells
 from .scorecard import NO_NUMBER, PAPERS, VERDICTS, beside, found
 
 COLUMNS = ("claim", "paper", "ours", "profile", "verdict", "shown in")
@@ -31,6 +32,7 @@ def page(claims: dict[str, dict], folders: dict[str, Path], notebooks: list[Path
     )
     if not rows:
         return None
+    judged = {number: f"#cell-id={id}" if (id := judging_cell(path)) else "" for number, path in books.items()}
     listed = ", ".join(
         f"[{profile}]({link(folders[profile] / 'claims.json', home)})" for profile, named in claims.items() if named
     )
@@ -52,7 +54,9 @@ def page(claims: dict[str, dict], folders: dict[str, Path], notebooks: list[Path
         for name, _, profile, record in rows:
             if record["source"] == key:
                 notebook = books[name[:2]]
-                shown = [f"[{notebook.stem}]({link(notebook, home)})"]
+                shown = [
+                    f"[{notebook.stem}]({link(notebook, home)}{judged[name[:2]]})"
+                ]  # a fragment that JupyterLab knows
                 if figure := record["figure"]:
                     shown.insert(0, f"[{figure}]({link(folders[profile] / f'{figure}.png', home)})")
                 verdict = f"**{record['verdict']}**" + (f": {record['reason']}" if record["reason"] else "")
@@ -72,6 +76,14 @@ def counts(profile: str, named: dict) -> str:
 def rank(key: str) -> tuple[int, str]:
     """Order papers as in PAPERS, and those that left that table last."""
     return (list(PAPERS).index(key) if key in PAPERS else len(PAPERS), key)
+
+
+def judging_cell(notebook: Path) -> str:
+    """Return the id of the first cell that states claims, or an empty one."""
+    for cell in code_cells(notebook):
+        if re.search(r"scorecard\.(Sheet|claim|untestable)\(", cell["source"]):
+            return cell["id"]
+    return ""
 
 
 def link(path: Path, home: Path) -> str:

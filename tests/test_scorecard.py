@@ -27,6 +27,12 @@ ROOT = Path(__file__).resolve().parent.parent
 BELOW = Interval(-1.2, -1.9, -0.5, 200)
 
 
+JUDGING = """{"cells": [
+  {"cell_type": "code", "id": "other", "metadata": {}, "source": "1 + 1"},
+  {"cell_type": "code", "id": "judged", "metadata": {}, "source": "holds = scorecard.Sheet('02')"}
+]}"""
+
+
 @pytest.fixture(autouse=True)
 def run(tmp_path, monkeypatch) -> Path:
     """The record of a run of notebook 02."""
@@ -224,7 +230,7 @@ class Repository:
         self.root, self.monkeypatch = root, monkeypatch
         (root / "notebooks").mkdir(parents=True)
         for stem in ("02_lrn", "03_clrp"):
-            (root / f"notebooks/{stem}.ipynb").write_text("{}")
+            (root / f"notebooks/{stem}.ipynb").write_text(JUDGING)
 
     def run(self, stem: str, claims: dict, profile: str = "quick", finished: bool = True) -> None:
         """Write what a run leaves behind; claims are {name: arguments of `claim`}."""
@@ -362,8 +368,8 @@ def test_both_profiles_share_one_page(repository):
     text = repository.page.read_text()
     assert "Quick profile: 2 reproduced, 1 not reproduced, 0 not decided, 0 not testable here. Full" in text
     assert dead_links(text, repository.folder()) == []
-    assert "[02_line](02_line.png), [02_lrn](../notebooks/02_lrn.ipynb)" in text
-    assert "[02_line](full/02_line.png), [02_lrn](../notebooks/02_lrn.ipynb)" in text
+    assert "[02_line](02_line.png), [02_lrn](../notebooks/02_lrn.ipynb#cell-id=judged)" in text
+    assert "[02_line](full/02_line.png), [02_lrn](../notebooks/02_lrn.ipynb#cell-id=judged)" in text
     headings = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
     assert headings == [scorecard.PAPERS[key].title for key in ("binder2016layer", "gu2018understanding")]
 
@@ -402,6 +408,7 @@ def test_a_smoke_run_leaves_the_page_alone(repository):
 
 def test_a_paper_that_left_the_table_is_still_shown(tmp_path):
     made = claim("02_a", "A is less.", BELOW, expected="below").record | {"source": "old1999"}
+    (tmp_path / "02_lrn.ipynb").write_text(JUDGING)
     text = page({"quick": {"02_a": made}}, {"quick": tmp_path}, [tmp_path / "02_lrn.ipynb"], tmp_path)
     assert "## old1999" in text and "| **reproduced** |" in text
 
