@@ -59,7 +59,7 @@ class Method:
         with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="captum")
             x = x.detach().clone()
-            net, output = _copy(model, x)
+            net, output = prepared(model, x)
             targets, _ = checks.targets(target, output)
             R = self.raw(net, x.requires_grad_(), targets[0], **options).detach().to(x.dtype)
         R = REDUCTIONS[self.reduction](R)
@@ -68,7 +68,7 @@ class Method:
         return R
 
 
-def _copy(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+def prepared(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     """A copy that works out of place and gathers no gradients of its parameters, and its output (N, K)."""
     net = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():
