@@ -38,6 +38,7 @@ BAR = re.compile(r"[^\r\n]*?(?:\d+%\|[^|\r\n]*\|[^\[\r\n]*|\d\S* ?)\[[\d:]+[<,][
 NAVIGATION = re.compile(r"\n*<!-- navigation -->.*?<!-- /navigation -->", flags=re.DOTALL)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 NO_WIDGET = "*(An interactive control: open the notebook in JupyterLab, `make lab`, to use it.)*"
+LONG = 20  # lines of code that a reader is shown at once
 FOLDED = {  # tag of a cell: what myst-nb makes of it
     "parameters": ("hide-input", "Show the parameters", "Hide the parameters"),
     "solution": ("hide-cell", "Show the solution", "Hide the solution"),
@@ -244,11 +245,13 @@ def folding(tags: list[str], source: str) -> dict:
     """Return a code cell's metadata for myst-nb: what is folded, and the description of a picture without one."""
     first = next((line.strip("# ") for line in source.splitlines() if line.strip()), "")
     shown = {"image": {"alt": f"Picture drawn by the code above: {first}"}}
-    for tag in tags:
-        if tag in FOLDED:
-            folded, show, hide = FOLDED[tag]
-            return {"tags": [*tags, folded], "mystnb": shown | {"code_prompt_show": show, "code_prompt_hide": hide}}
-    return {"tags": tags, "mystnb": shown}
+    found = next((FOLDED[tag] for tag in tags if tag in FOLDED), None)
+    if found is None and (lines := len(source.splitlines())) > LONG:
+        found = ("hide-input", f"Show the code ({lines} lines)", "Hide the code")
+    if found is None:
+        return {"tags": tags, "mystnb": shown}
+    folded, show, hide = found
+    return {"tags": [*tags, folded], "mystnb": shown | {"code_prompt_show": show, "code_prompt_hide": hide}}
 
 
 def closed(text: str) -> str:

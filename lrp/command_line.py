@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
         "with ImageNet's mean and deviation.",
     ).add_argument
     add("--size", type=_positive, metavar="PIXELS", help="height and width of the input")
-    add("--mean", type=_numbers, metavar="R,G,B", help="mean of the channels, for images in [0, 1]; one number: gray")
+    add("--mean", type=_numbers, metavar="R,G,B", help="mean of the channels, for images in [0, 1]; one number: grey")
     add("--std", type=_numbers, metavar="R,G,B", help="their standard deviation")
     add = command.add_argument_group("output").add_argument
     add(

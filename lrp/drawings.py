@@ -174,3 +174,13 @@ def matrix(ax: Axes, values: np.ndarray, labels: Sequence | None = None, title: 
     ax.tick_params(length=0, pad=1)
     ax.set_title(title)
     return drawn
+
+
+def station(ax: Axes, place: float, name: str, below: str, last: bool = False) -> None:
+    """A stop on the walk back: a box with a name at `place` on the axis of x, a text below it, an arrow to the next."""
+    ax.text(
+        place, 0.4, name, ha="center", va="center", fontsize=8, bbox={"boxstyle": "round", "fc": "0.95", "ec": "0.4"}
+    )
+    ax.text(place, -0.05, below, ha="center", va="top", fontsize=8, color="C0")
+    if not last:
+        ax.annotate("", (place + 0.62, 0.4), (place + 0.42, 0.4), arrowprops={"arrowstyle": "->", "color": "0.4"})

@@ -34,6 +34,7 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(<?([^)\s>]+)>?(?:\s+\"[^\
 RESULTS = ("figures/", "notebooks/TEACHING.md")  # pages that show what the reader is to find out
 WORDS_A_MINUTE = 200  # of prose
 LINES_A_MINUTE = 15  # of code: read for what it does, not line by line
+LOOK = 0.5  # minutes for a reader's look at a figure
 FIGURE, QUESTION = 4, 3  # minutes of a lecture
 STARS = (10, 20, 45)  # minutes for an exercise of one, two, three stars
 
@@ -173,14 +174,15 @@ def flat(text: str) -> str:
 
 
 def minutes(cells: list[dict]) -> dict[str, int]:
-    """Return the minutes that reading, a lecture and the exercises take, each rounded up to five."""
+    """Return the minutes that text and figures, the code, a lecture and the exercises take, each rounded up to five."""
     rest = [c for c in cells if not tagged(c, "solution") and not tagged(c, "check")]
     prose = "\n".join(source(c) for c in rest if c["cell_type"] == "markdown")
     code = "\n".join(source(c) for c in rest if c["cell_type"] == "code")
     figures, questions = len(re.findall(r"(?m)^save\(", code)), prose.count("**Predict:**")
     stars = [len(found) for found in re.findall(r"(?m)^\*\*Exercise [\d.]+\*\* (★+)", prose)]
     exact = {
-        "reading": len(prose.split()) / WORDS_A_MINUTE + len(re.findall(r"(?m)^.*\S", code)) / LINES_A_MINUTE,
+        "reading": len(prose.split()) / WORDS_A_MINUTE + figures * LOOK,
+        "code": len(re.findall(r"(?m)^.*\S", code)) / LINES_A_MINUTE,
         "lecture": figures * FIGURE + questions * QUESTION,
         "exercises": sum(STARS[number - 1] for number in stars),
     }
@@ -189,7 +191,7 @@ def minutes(cells: list[dict]) -> dict[str, int]:
 
 def times(paths: list[Path]) -> str:
     """Return a Markdown table of the minutes that each notebook takes."""
-    rows = ["| notebook | reading | lecture | exercises |", "|---|---|---|---|"]
+    rows = ["| notebook | reading | code | lecture | exercises |", "|---|---|---|---|---|"]
     for path in paths:
         spent = minutes(json.loads(path.read_text(encoding="utf-8"))["cells"])
         rows.append(f"| [{path.stem}]({path.name}) | {' | '.join(map(str, spent.values()))} |")

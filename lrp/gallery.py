@@ -45,16 +45,24 @@ def rounded(number: dict) -> dict:
 
 
 def keep_reproduced(old: dict, new: dict) -> dict:
-    """Return the new numbers {figure: {name: number}}, where reproduced ones keep their old value."""
+    """Return the new numbers {figure: {name: number}}, where reproduced ones keep their old value.
+
+    An interval (`name/mean`, `name/low`, ...) keeps all of its numbers or none: its ends belong to one run.
+    """
     merged = {}
     for figure, numbers in new.items():
-        merged[figure] = {}
-        for name, number in numbers.items():
-            before = old.get(figure, {}).get(name)
-            number = rounded(number)
-            if before is not None and within({**number, "value": before["value"]}, number):
-                number["value"] = before["value"]
-            merged[figure][name] = number
+        before = old.get(figure, {})
+        numbers = {name: rounded(number) for name, number in numbers.items()}
+        whole = {name: head if f"{(head := name.rpartition('/')[0])}/mean" in numbers else name for name in numbers}
+        lost = {
+            whole[name]
+            for name, number in numbers.items()
+            if name not in before or not within({**number, "value": before[name]["value"]}, number)
+        }
+        merged[figure] = {
+            name: number if whole[name] in lost else {**number, "value": before[name]["value"]}
+            for name, number in numbers.items()
+        }
     return merged
 
 

@@ -149,12 +149,17 @@ def normalizer(name):
     if name == "caffe_cifar10_full":  # 0..255 minus the mean image
         mean = np.load(find("weights/cifar10/cifar10_train_mean_hwc_rgb.npy", fix=_FIX))
         return Normalizer(torch.from_numpy(mean).permute(2, 0, 1) / 255, (1 / 255,) * 3)
+    if name in torchvision.models.list_models(module=torchvision.models):
+        usual = torchvision_weights(name).transforms()  # nearly all IMAGENET; EfficientNetV2-L has its own
+        return Normalizer(tuple(usual.mean), tuple(usual.std))
     others = {"scene_lrn": SCENE_255, "bvlc_googlenet": CAFFE}
     return others.get(name, SCENE if name in SCENE_NETWORKS else IMAGENET)
 
 
 def side(name):
-    """How many pixels high and wide the images are that a network was trained on."""
+    """How many pixels high and wide the images are that a network is tested on."""
+    if name in torchvision.models.list_models(module=torchvision.models):
+        return torchvision_weights(name).transforms().crop_size[0]
     return 32 if name in ("scene_lrn", *CIFAR) else 64 if name in SCENE_NETWORKS else 224
 
 

@@ -100,6 +100,7 @@ def executed(title: str = "# 1 · Stale title") -> str:
         code("p", "SEED: int = 0  # seed", tags=("parameters",)),
         code("f", 'save(fig, "01_red", caption="It is red: $x_1$.")', stream(BAR), stream(WARNED), wide, picture),
         code("w", "explore()", shown(**WIDGET)),
+        code("l", "\n".join(f"long_{i} = {i}" for i in range(30))),
         code("s", "6 * 7", shown(**{"text/plain": "42"}), tags=("solution",)),
         prose("m", "Because **six** sevens are $42$.", "solution"),
     )
@@ -163,13 +164,14 @@ def test_a_notebook_is_its_fresh_prose_with_its_outputs(toy):
     assert "interactive(children" not in text and "open the notebook in JupyterLab" in text
 
 
-def test_solutions_and_parameters_are_closed(toy):
+def test_solutions_parameters_and_long_cells_are_closed(toy):
     boxes = re.findall(
         r"<details( class=.admonition[^>]*)>(.*?)</details>", page(toy, "notebooks/01_first.html"), flags=re.DOTALL
     )
-    assert [re.search('SEED|<span class="mi">6</span>|sevens', body)[0] for _, body in boxes] == [
-        *("SEED", '<span class="mi">6</span>', "sevens")
+    assert [re.search('SEED|long_0|<span class="mi">6</span>|sevens', body)[0] for _, body in boxes] == [
+        *("SEED", "long_0", '<span class="mi">6</span>', "sevens")
     ]
+    assert "Show the code (30 lines)" in page(toy, "notebooks/01_first.html")
     assert not any(re.search(r"\bopen\b", attributes) for attributes, _ in boxes)
 
 

@@ -194,7 +194,7 @@ def test_every_stub_is_read_by_a_check(real):
 def test_teaching_notes_have_the_times_of_today():
     """Times are rounded to five minutes; one step more or less does not matter."""
     notes = (ROOT / "notebooks" / "TEACHING.md").read_text(encoding="utf-8")
-    written = dict(re.findall(r"\| \[(\w+)\]\(\w+\.ipynb\) \| (\d+ \| \d+ \| \d+) \|", notes))
+    written = dict(re.findall(r"\| \[(\w+)\]\(\w+\.ipynb\) \| (\d+(?: \| \d+){3}) \|", notes))
     assert {path.stem for path in REAL if "01" <= path.stem[:2] <= "06"} <= set(written)
     for name, row in written.items():
         now = editions.minutes(cells_of(ROOT / "notebooks" / f"{name}.ipynb")).values()
@@ -204,8 +204,12 @@ def test_teaching_notes_have_the_times_of_today():
 
 def test_minutes():
     cells = notebook([("markdown", "word " * 1000, None), ("code", "x = 1\n\n" * 75, None)])["cells"]
-    assert editions.minutes(cells) == {"reading": 10, "lecture": 0, "exercises": 0}
+    assert editions.minutes(cells) == {"reading": 5, "code": 5, "lecture": 0, "exercises": 0}
     assert editions.minutes(notebook(CELLS)["cells"])["exercises"] == 55
+
+
+def test_the_course_is_read_within_three_hours():
+    assert sum(editions.minutes(cells_of(path))["reading"] for path in REAL) <= 180
 
 
 def test_times_are_printed(capsys):

@@ -149,6 +149,21 @@ def test_reproduced_numbers_keep_their_text():
     assert not gallery.within({"value": True}, {"value": False}) and not gallery.within({"value": 2}, {"value": 3})
 
 
+def test_an_interval_is_of_one_run():
+    def spread(*values):
+        return {
+            f"a/{end}": {"value": v, "rtol": 0, "atol": 0.1}
+            for end, v in zip(("mean", "low", "high"), values, strict=True)
+        }
+
+    old = {"01_a": spread(1.0, 0.5, 1.5) | {"b": {"value": 2.0, "rtol": 0, "atol": 0.1}}}
+    near = {"01_a": spread(1.05, 0.55, 1.45) | {"b": {"value": 2.05, "rtol": 0, "atol": 0.1}}}
+    assert gallery.keep_reproduced(old, near) == old
+    far = {"01_a": spread(1.05, 0.55, 1.75) | {"b": {"value": 2.05, "rtol": 0, "atol": 0.1}}}
+    kept = {name: number["value"] for name, number in gallery.keep_reproduced(old, far)["01_a"].items()}
+    assert kept == {"a/mean": 1.05, "a/low": 0.55, "a/high": 1.75, "b": 2.0}
+
+
 def test_relevance_is_symmetric_about_white():
     _, ax = plt.subplots()
     drawn = figures.show_relevance(ax, torch.tensor([[[1.0, -3.0]], [[1.0, 1.0]]]), title="R")

@@ -22,7 +22,8 @@ OUTSIDE_THE_CORE = set(
     "models googlenet caffe_cifar cifar_resnet training trials metrics perturbation insertion localisation "
     "contribution randomisation baselines benchmark benchmark_report benchmark_metrics coverage lrn skips "
     "contrastive dmbp dmbp_result masked echo_state geospatial netcdf fields "
-    "climate_nets artifacts".split()
+    "climate_nets artifacts comparison explorer course contents editions slides slides_story slides_page "
+    "book book_pages book_api book_links command_line from_files answers".split()
 )
 FOLDERS = {"notebooks", "lrp", "data", "figures", "tests"}
 
