@@ -6,10 +6,12 @@
 #   PROFILE=full        real data and pretrained networks, into figures/full/ (default: quick)
 #   SEED=1 DEVICE=cuda  other parameters than the notebooks' own
 #   FORCE=1             run also what is up to date
+#   JOBS=1              notebooks at a time, which share the cores (default: 2, and 1 for PROFILE=full, which takes more memory)
 #   PYTHON=python3.12   the Python from which .venv is made
 
 PROFILE ?= quick
 PYTHON  ?=
+JOBS    ?= $(if $(filter full,$(PROFILE)),1,2)
 START   := $(shell date +%s)
 
 ifneq ($(and $(VIRTUAL_ENV),$(wildcard $(VIRTUAL_ENV)/bin/python)),)
@@ -30,6 +32,7 @@ RUNS      := $(addprefix run-,$(STEMS))
 PARAMETERS := -p PROFILE=$(PROFILE) $(if $(SEED),-p SEED=$(SEED)) $(if $(DEVICE),-p DEVICE=$(DEVICE))
 FORCED     := $(if $(FORCE),--force)
 BUILD      ?= $(PROFILE)
+PARALLEL    = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 RUN        := "$(PY)" -P lrp/notebooks.py
 GALLERY    := "$(PY)" -P lrp/gallery.py
 STRIP_KEYS := metadata.papermill cell.metadata.papermill metadata.language_info.version metadata.kernelspec.display_name
@@ -40,7 +43,8 @@ export MALLOC_MMAP_THRESHOLD_ := 17179869184
 export MALLOC_TRIM_THRESHOLD_ := 17179869184
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock data train coverage bench figures smoke check test lint format lab status why clean distclean runs $(RUNS) $(NUMBERS)
+.PHONY: help env lock data train coverage bench figures smoke check test lint format contents book student slides lab \
+        status why clean distclean runs $(RUNS) $(NUMBERS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -57,7 +61,7 @@ env: ## set up the Python environment (every target does this by itself, once)
 	exit 1
 
 figures: env ## regenerate every figure whose notebook, code, environment or data changed
-	@$(MAKE) --no-print-directory -k runs || \
+	@$(MAKE) --no-print-directory -k $(PARALLEL) runs || \
 	  { echo "make figures: not every notebook ran; see above, and 'make status'" >&2; exit 1; }
 	@$(GALLERY) merge --profile $(PROFILE) --since $(START)
 
@@ -87,14 +91,27 @@ lint: env ## check code and notebooks without running them
 	@$(if $(NOTEBOOKS),"$(PY)" -m nbstripout --verify --keep-id --extra-keys "$(STRIP_KEYS)" $(NOTEBOOKS) || \
 	  { echo "notebooks are not stripped: make format" >&2; exit 1; })
 	@"$(PY)" -P lrp/notebook_lint.py
+	@"$(PY)" -P lrp/contents.py --check
 
 format: env ## mend what lint can mend by itself: format, order of imports, outputs in notebooks
 	@"$(PY)" -m ruff check --fix-only --quiet .
 	@"$(PY)" -m ruff format .
 	@$(if $(NOTEBOOKS),"$(PY)" -m nbstripout --keep-id --extra-keys "$(STRIP_KEYS)" $(NOTEBOOKS))
 
-lab: env ## open the notebooks in JupyterLab
-	@"$(PY)" -m jupyterlab notebooks
+contents: env ## write the table of contents, the links between notebooks and README's table anew
+	@"$(PY)" -P lrp/contents.py
+
+book: figures ## the course as a site that works offline, in build/book/html
+	@"$(PY)" -P lrp/book.py
+
+student: env ## the notebooks without solutions, in build/student
+	@"$(PY)" -P lrp/editions.py
+
+slides: figures ## decks of the notebooks, in build/slides
+	@"$(PY)" -P lrp/slides.py $(NB)
+
+lab: env ## open the course in JupyterLab
+	@"$(PY)" -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
 
 data: env ## download the data and weights of the full profile into data/raw/
 	@"$(PY)" -m lrp.downloads

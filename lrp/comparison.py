@@ -123,8 +123,7 @@ def localisation_of(R: Tensor, images: Images) -> Tensor:
 
 def class_sensitivity_of(model: nn.Module, method: Callable, pairs: Images) -> Tensor:
     """Pointing game with two objects, each asked for once: share of the two maxima in the box asked for, (N,)."""
-    times = len(pairs.labels)
-    R = explain(model, method, pairs.x.repeat(times, 1, 1, 1), pairs.labels.flatten()).unflatten(0, (times, -1))
+    R = torch.stack([explain(model, method, pairs.x, label) for label in pairs.labels])
     return contrastive.per_image(localisation.pointing_game, R, pairs.masks)
 
 

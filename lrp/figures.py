@@ -11,7 +11,6 @@ it.
 import io
 import platform
 import random
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -99,9 +98,8 @@ def save(
 
     `name` is `NN_slug`, without suffix, and starts with the number of its notebook. `caption` says what is
     shown: where relevance starts, how channels are summed, sign and scale. `alt` describes the picture in
-    words for those who do not see it (default: the first sentence of the caption). `numbers` are the values
-    that the figure shows: floats, integers, booleans, `Number`s with a tolerance of their own, or mappings of
-    these.
+    words for those who do not see it (default: the caption). `numbers` are the values that the figure shows:
+    floats, integers, booleans, `Number`s with a tolerance of their own, or mappings of these.
 
     The picture goes to the folder that `make` names in LRP_FIGURES, otherwise to `build/interactive`, so that
     trying things out in Jupyter leaves the committed figures alone. The figure stays open: the notebook shows
@@ -115,7 +113,7 @@ def save(
     caption = " ".join(caption.split())
     record = {
         "caption": caption,
-        "alt": " ".join((alt or re.split(r"[.;:](?:\s|$)", caption)[0] + ".").split()),
+        "alt": " ".join((alt or caption).split()),
         "numbers": records.flat(numbers or {}),
     }
     records.remember("figures", name, record, picture)

@@ -106,7 +106,7 @@ def is_literal(node: ast.expr | None) -> bool:
 
 
 def figures(notebook: Notebook) -> Iterator[str]:
-    """Saved figures carry the notebook's number, and a text reads them."""
+    """Saved figures carry the notebook's number and an alt text, and a text reads them."""
     for i, tree in notebook.trees.items():
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in SAVES]
         for call in calls:
@@ -114,8 +114,11 @@ def figures(notebook: Notebook) -> Iterator[str]:
             name = call.args[1] if len(call.args) > 1 else given.get("name")
             if not isinstance(name, ast.Constant):
                 yield f"cell {i}: the name of a figure is a literal, so that it can be found"
-            elif not str(name.value).startswith(f"{notebook.number}_"):
+                continue
+            if not str(name.value).startswith(f"{notebook.number}_"):
                 yield f"cell {i}: figure {name.value!r} must start with {notebook.number}_"
+            if len(call.args) < 4 and "alt" not in given:
+                yield f"cell {i}: figure {name.value!r} has no alt text: say what one sees"
         if calls and i + 1 not in notebook.markdown:
             yield f"cell {i}: saves a figure, and no Markdown after it reads the figure"
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,21 +30,28 @@ def install() -> None:
     """Try to install one; a person's own machine is asked for nothing but playwright's folder in the home cache."""
     attempts = [[sys.executable, "-m", "playwright", "install", "chromium"]]
     if os.environ.get("CI") and shutil.which("apt-get") and os.geteuid() == 0:  # a machine that is nobody's
-        attempts += [["apt-get", "update", "-qq"], ["apt-get", "install", "-qq", "-y", "chromium"]]
+        attempts = [["apt-get", "update", "-qq"], ["apt-get", "install", "-qq", "-y", "chromium"], *attempts]
     for command in attempts:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
             subprocess.run(command, capture_output=True, timeout=300, env=environment, stdin=subprocess.DEVNULL)
+        if installed():
+            return
+
+
+@cache
+def found() -> str | None:
+    """Return the path of a Chromium that was here or could be had; asked for once in a run of the tests."""
+    if not installed():
+        install()
+    return installed()
 
 
 @contextlib.contextmanager
 def chromium(**options) -> Iterator:
     """Yield a headless browser (playwright's `Browser`); skip with a reason where none can be had."""
     api = pytest.importorskip("playwright.sync_api")
-    path = installed()
-    if not path:
-        install()
-        path = installed()
+    path = found()
     if not path:
         pytest.skip(WHY_NOT)
     with api.sync_playwright() as playwright:

@@ -63,13 +63,19 @@ def test_setup_refuses_what_it_does_not_know(arguments, message):
 def test_save_records_and_is_byte_stable(run):
     figures.save(line(), "01_line", caption="A line.  It rises.", numbers={"a": {"b": 1.5}, "n": 3, "ok": True})
     record = json.loads((run / "01_toy.json").read_text())["figures"]["01_line"]
-    assert record["caption"] == "A line. It rises." and record["alt"] == "A line."
+    assert record["caption"] == "A line. It rises." and record["alt"] == "A line. It rises."
     assert record["numbers"]["a/b"] == {"value": 1.5, "rtol": 1e-3, "atol": 1e-6}
     assert record["numbers"]["n"] == {"value": 3} and record["numbers"]["ok"] == {"value": True}
     png = (run / "figures/01_line.png").read_bytes()
     assert b"Software" not in png and b"Creation" not in png
     figures.save(line(), "01_line", "A line. It rises.", numbers={"a": {"b": 1.5}, "n": 3, "ok": True})
     assert (run / "figures/01_line.png").read_bytes() == png
+
+
+def test_an_alt_text_is_recorded_beside_the_caption(run):
+    figures.save(line(), "01_line", caption="A line.", alt="It rises\nto the right.")
+    record = json.loads((run / "01_toy.json").read_text())["figures"]["01_line"]
+    assert record["caption"] == "A line." and record["alt"] == "It rises to the right."
 
 
 def test_a_picture_is_replaced_only_if_it_changed(run, monkeypatch):

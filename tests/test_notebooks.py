@@ -27,7 +27,7 @@ def cells() -> list[dict]:
         ("markdown", "# 3 · A title\n\nSee [itself](03_good.ipynb) and [elsewhere](https://example.org)."),
         ("code", PARAMETERS),
         ("code", "from lrp.figures import save, setup\n\nsetup(SEED, DEVICE, PROFILE)"),
-        ("code", "def area(r):\n    return 3 * r**2\n\n\nsave(fig, '03_area', caption='An area.')"),
+        ("code", "def area(r):\n    return 3 * r**2\n\n\nsave(fig, '03_area', caption='An area.', alt='A disc.')"),
         ("markdown", "The figure says so."),
         ("markdown", "## Solutions"),
         ("code", "area(2)"),
@@ -75,6 +75,7 @@ def test_a_good_notebook_has_no_fault(tmp_path):
         (2, "setup(SEED)\nopen('~/x')", "no path of one machine"),
         (3, "save(fig, '04_area', caption='An area.')", "must start with 03_"),
         (3, "save(fig, name, caption='An area.')", "is a literal"),
+        (3, "save(fig, '03_area', caption='An area.')", "figure '03_area' has no alt text"),
         (3, "def f():\n    pass\n\n\nf = 3\n", "another meaning"),
     ],
 )
