@@ -4,7 +4,8 @@ Each lies between two comments, `<!-- NAME -->` and `<!-- /NAME -->`, and is wri
 
 * `contents` in `notebooks/00_start_here.ipynb`: title, minutes and sections of each notebook;
 * `navigation` at the end of each notebook: the one before, the contents, the next;
-* `notebooks` and `scorecard` in `README.md`: a row per notebook, and how many claims got which verdict.
+* `notebooks`, `scorecard`, `coverage` and `benchmark` in `README.md`: a row per notebook, how many claims got which
+  verdict, on how many networks the books balance, and what an explanation costs.
 
 Standard library only; run by file: `python -P lrp/contents.py [--check]`.
 """
@@ -17,6 +18,7 @@ import types
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 if not __package__:  # run by file: the package's modules without its __init__, which imports torch
     sys.modules["lrp"] = types.ModuleType("lrp")
@@ -98,6 +100,36 @@ def verdicts() -> str:
     return "; ".join(parts) + "." if parts else ""
 
 
+def coverage() -> str:
+    """Return on how many networks relevance is conserved, here and by peers, from `make coverage`."""
+    path = ROOT / "figures" / "coverage.md"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    ours = re.search(r"\*\*Conserved without biases: (\d+) of (\d+)\*\*", text)
+    peers = re.search(r"is right on (\d+), captum .*? on (\d+):", text)
+    balanced = re.search(r"\*\*Balanced: (\d+) of", text)
+    if not (ours and peers and balanced):
+        return ""
+    return "\n".join(
+        [
+            f"| of {ours[2]} convolutional classifiers of torchvision | lrp | zennit | captum |",
+            "|---|---|---|---|",
+            f"| relevance conserved | {ours[1]} | {peers[1]} | {peers[2]} |",
+            f"| books balance, biases and all | {balanced[1]} | – | – |",
+        ]
+    )
+
+
+def benchmark() -> str:
+    """Return the cost of one explanation in gradients, from `make bench`."""
+    costs = read(ROOT / "figures" / "benchmark.json").get("cost", {})
+    methods = [m for m in next(iter(costs.values()), {}) if not m.startswith("ten")]
+    lines = ["| cost in gradients | " + " | ".join(costs) + " |", "|---" * (1 + len(costs)) + "|"] if costs else []
+    for method in methods:
+        cells = [f"{median(by[method]):.2f}" if method in by else "–" for by in costs.values()]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -127,7 +159,8 @@ def rendered() -> dict[Path, str]:
             cell["source"] = put("".join(cell["source"]), name, new, e.path.name).splitlines(keepends=True)
         found[e.path] = json.dumps(book, indent=1, ensure_ascii=False) + "\n"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, new in (("notebooks", table(entries)), ("scorecard", verdicts())):
+    tables = {"notebooks": table(entries), "scorecard": verdicts(), "coverage": coverage(), "benchmark": benchmark()}
+    for name, new in tables.items():
         readme = put(readme, name, new, "README.md")
     return found | {ROOT / "README.md": readme}
 

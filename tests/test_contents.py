@@ -36,7 +36,14 @@ def repository(tmp_path):
     (tmp_path / "figures/numbers.json").write_text(json.dumps({"02_a": {}, "02_b": {}, "03_a": {}}))
     claims = {"02_x": {"verdict": "reproduced"}, "03_x": {"verdict": "not decided"}}
     (tmp_path / "figures/claims.json").write_text(json.dumps(claims))
-    tables = "<!-- notebooks -->\n<!-- /notebooks -->\n\n<!-- scorecard -->\n<!-- /scorecard -->"
+    (tmp_path / "figures/coverage.md").write_text(
+        "**Balanced: 9 of 9** x. **Conserved without biases: 8 of 9** x\n\nzennit (y) is right on 4, "
+        "captum (z) on 2: w."
+    )
+    costs = {"vgg16": {"Epsilon": [1, 3, 2], "ten targets": [9]}, "resnet50": {}}
+    (tmp_path / "figures/benchmark.json").write_text(json.dumps({"cost": costs}))
+    names = ("notebooks", "scorecard", "coverage", "benchmark")
+    tables = "\n\n".join(f"<!-- {name} -->\n<!-- /{name} -->" for name in names)
     (tmp_path / "README.md").write_text(f"# Name\n\n{tables}\n\nkept\n")
 
     def run(*arguments):
@@ -68,7 +75,9 @@ def test_tables_and_links_are_written_and_written_once(repository):
         "| [02_lrn](notebooks/02_lrn.ipynb) | What? | Binder 2016 | [2](figures/README.md) | about a minute |" in readme
     )
     assert "2 claims in the quick profile: 1 reproduced, 0 not reproduced, 1 not decided" in readme
-    assert readme.endswith("kept\n")
+    assert "| relevance conserved | 8 | 4 | 2 |" in readme and "| books balance, biases and all | 9 | – | – |" in readme
+    assert "| cost in gradients | vgg16 | resnet50 |" in readme and "| Epsilon | 2.00 | – |" in readme
+    assert "ten targets" not in readme and readme.endswith("kept\n")
     before = {path: path.read_bytes() for path in repository.root.rglob("*.*")}
     assert repository("--check").returncode == 0 and repository().returncode == 0
     assert {path: path.read_bytes() for path in repository.root.rglob("*.*")} == before
