@@ -6,6 +6,7 @@ between 0 and 1 (insertion minus deletion: -1 to 1).
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -243,6 +244,12 @@ def costs(rows: pd.DataFrame) -> dict[str, float]:
     """{method: work in gradients}."""
     part = rows[rows.metric == COST]
     return dict(zip(part.method, part.value, strict=True))
+
+
+def cheapness(rows: pd.DataFrame) -> dict[str, float]:
+    """{method: 1 - log cost / log of the largest cost}: 1 for a gradient or less, 0 for the dearest method."""
+    known = {name: math.log(max(1.0, value)) for name, value in costs(rows).items()}
+    return {name: 1 - value / max(known.values()) for name, value in known.items()}
 
 
 def leaders(rows: pd.DataFrame) -> dict[str, dict[str, Interval]]:

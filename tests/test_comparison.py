@@ -130,6 +130,11 @@ def frame(values):
     return pd.DataFrame(rows, columns=["method", "family", "metric", "sample", "value"])
 
 
+def test_cheapness_is_logarithmic():
+    rows = frame({"random": [0.0], "gradient": [1.0], "ten": [10.0], "hundred": [100.0]}).assign(metric=COST)
+    assert comparison.cheapness(rows) == pytest.approx({"random": 1, "gradient": 1, "ten": 0.5, "hundred": 0})
+
+
 def test_leaders_are_the_best_and_those_that_pairs_do_not_separate():
     ups = [0.9, 0.1] * 10
     rows = frame(
