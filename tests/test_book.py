@@ -350,7 +350,7 @@ def test_the_real_book():
 def ran(path: Path) -> bool:
     """Whether the code of a notebook is that of its executed copy."""
     try:
-        pages().notebook(f"notebooks/{path.name}")
+        book_pages.Pages(book_pages.existing()).notebook(f"notebooks/{path.name}")
     except BuildError as error:
         return "make figures" not in str(error)
     return True
