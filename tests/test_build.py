@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -107,10 +108,8 @@ def test_content_decides_what_runs(toy):
     }
     assert "Quick profile: 2 reproduced, 0 not" in (toy.root / "figures/scorecard.md").read_text()
 
-    start = time.monotonic()
     code, ran, output = toy.make("figures")
     assert (code, ran) == (0, set()), output
-    assert time.monotonic() - start < 2, "a run with nothing to do takes too long"
 
     for path in toy.root.rglob("*"):
         os.utime(path)
@@ -172,27 +171,30 @@ def test_a_failure_never_looks_done(toy):
 )
 def test_an_interrupted_run_is_not_fresh(toy, number):
     toy.write_notebooks(
-        last="import os, pathlib, time\npathlib.Path('../pid').write_text(str(os.getpid()))\ntime.sleep(60)"
+        last="import os, pathlib, time\npathlib.Path('../pid').write_text(str(os.getpid()))\ntime.sleep(600)"
     )
     pid = toy.root / "pid"
     pid.unlink(missing_ok=True)
     command = [sys.executable, "-P", "lrp/notebooks.py", "run", "02", "-p", "PROFILE=quick"]
-    process = subprocess.Popen(command, cwd=toy.root, env=toy.environment(), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (pid.exists() and pid.read_text()) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode != 0
+    # A background job of a shell without job control ignores SIGINT, and so does all that it starts: listen again.
+    listening = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(
+        command, cwd=toy.root, env=toy.environment(), stderr=subprocess.PIPE, text=True, preexec_fn=listening
+    ) as process:
+        while not (pid.exists() and pid.read_text()) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate()
+    assert process.returncode != 0, errors
     assert not (toy.root / "build/quick/02_second.key").exists()
     if number != signal.SIGKILL:
         assert "interrupted" in errors and "FAILED" not in errors
-    for _ in range(100):  # the kernel goes too
-        if not alive(int(pid.read_text())):
-            return
+    kernel, patience = int(pid.read_text()), time.monotonic() + 300  # the kernel goes too, instead of sleeping on
+    while alive(kernel):
+        if time.monotonic() > patience:
+            os.kill(kernel, signal.SIGKILL)
+            pytest.fail("the kernel outlived its run")
         time.sleep(0.1)
-    os.kill(int(pid.read_text()), signal.SIGKILL)
-    pytest.fail("the kernel outlived its run")
 
 
 def alive(pid: int) -> bool:
