@@ -171,6 +171,7 @@ class _Translation:
             call = copy.copy(module)
             call.inplace = False
         node = Node(self._name(fx_node.target), kind, v.module_name(module), call, args, kwargs, module=module)
+        node.pads = v.is_padding(module, None)
         return self._relate(node)
 
     def call_function(self, fx_node: fx.Node) -> Node:
@@ -186,7 +187,8 @@ class _Translation:
         path = self.paths.get(fx_node, "")
         op = name or getattr(fx_node.target, "__name__", str(fx_node.target))
         full = self._name(f"{path}.{op}" if path else op)
-        return self._relate(Node(full, v.KIND_OF_NAME.get(name, v.UNKNOWN), op, call, args, kwargs))
+        kind, pads = v.KIND_OF_NAME.get(name, v.UNKNOWN), v.is_padding(None, name)
+        return self._relate(Node(full, kind, op, call, args, kwargs, pads=pads))
 
     call_method = call_function
 
@@ -255,7 +257,7 @@ def _nonnegative(node: Node) -> bool:
     below = bool(node.inputs) and all(i.nonnegative for i in node.inputs)
     if node.kind == v.ADD:
         return below and not node.constants and min(node.signs) > 0
-    keeps = node.kind in v.KEEPS_SIGN and "pad" not in node.op and node.op not in ("interpolate", "upsample")
+    keeps = node.kind in v.KEEPS_SIGN and not node.pads and node.op not in ("interpolate", "upsample")
     return below and (keeps or node.op in v.KEEPS_SIGN_NAMES)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import warnings
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -14,7 +14,7 @@ from . import checks
 from . import vocabulary as v
 from .capture import capture
 from .composites import Composite, EpsilonPlus
-from .errors import InputError, LRPError, LRPWarning
+from .errors import InputError, LRPError, warn
 from .explanation import Entry, Explanation
 from .graph import Node
 from .rules import Pass, Rule
@@ -240,20 +240,24 @@ class LRP:
 
     def _audit(self, e: Explanation, x: Tensor) -> None:
         """Say so when a result is not finite (an error) or the books do not balance (a warning)."""
-        if not torch.isfinite(e.relevance).all():
-            first = next((entry.name for entry in e.entries if not torch.isfinite(entry.relevance_in).all()), "input")
+        imbalance = e.imbalance
+        if not (torch.isfinite(e.relevance).all() and math.isfinite(imbalance)):
+            first = next((entry.name for entry in e.entries if not entry.finite), "input")
             raise LRPError(
                 f"relevance is not finite from node `{first}` on: give its layer a stabler rule (a larger epsilon, "
-                f"ZPlus, or Gamma) by overrides={{'{first}': ...}}, or use float32 instead of {x.dtype}"
+                f"ZPlus, or Gamma) by overrides={{'{first}': ...}}; or the values there are too large or too small for "
+                f"{x.dtype}, so scale the input, or use {'float32' if x.element_size() < 4 else 'float64'}"
             )
-        if e.imbalance > checks.TOLERANCE[x.dtype]:
-            worst = max(e.entries, key=lambda entry: float(e.loss(entry).max()))
-            warnings.warn(
-                f"{100 * e.imbalance:.2g} % of the relevance is unaccounted for, most of it at node `{worst.name}` "
-                f"({worst.rule}); see .ledger",
-                LRPWarning,
-                stacklevel=4,
-            )
+        if imbalance > checks.TOLERANCE[x.dtype]:
+            lost = max(e.entries, key=lambda entry: float(e.loss(entry).max()))
+            where = f"most of it at node `{lost.name}` ({lost.rule})"
+            if 2 * float(e.loss(lost).max()) < float(e.as_share(e.missing).max()):
+                signed = max(e.entries, key=lambda entry: float(e.as_share(entry.stabiliser).max()))
+                where = (
+                    "at no single node: parts of opposite sign, far larger than the seed, cancel where paths meet, as "
+                    f"behind node `{signed.name}` ({signed.rule}); a rule without signs there keeps it"
+                )
+            warn(f"{100 * imbalance:.2g} % of the relevance is unaccounted for, {where}; see .ledger")
 
 
 def _full_precision(x: Tensor):

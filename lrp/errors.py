@@ -1,5 +1,11 @@
 """What can go wrong, by name: every message says which thing it is about and how to go on."""
 
+import sys
+import warnings
+from pathlib import Path
+
+HOME = Path(__file__).parent
+
 
 class LRPError(Exception):
     """Base of all errors raised by this package."""
@@ -27,3 +33,13 @@ class DataError(LRPError):
 
 class LRPWarning(UserWarning):
     """The explanation was computed, but its books do not balance as they should."""
+
+
+def warn(message: str) -> None:
+    """Give an LRPWarning that points at the caller's line: the nearest frame outside the package and torch."""
+    torch = sys.modules.get("torch")
+    inside = tuple(f"{home}/" for home in (HOME, *([Path(torch.__file__).parent] if torch else [])))
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_code.co_filename.startswith(inside):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, LRPWarning, stacklevel=level)

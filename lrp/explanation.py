@@ -32,6 +32,11 @@ class Entry:
         """What is left when everything known is accounted for."""
         return self.relevance_out - self.relevance_in - self.bias - self.stabiliser
 
+    @property
+    def finite(self) -> bool:
+        """Are all amounts numbers?"""
+        return all(bool(torch.isfinite(torch.as_tensor(getattr(self, amount))).all()) for amount in COLUMNS)
+
     @classmethod
     def joined(cls, entries: Sequence[Entry]) -> Entry:
         """The books of one node from those of walks with targets of their own."""
@@ -97,23 +102,42 @@ class Explanation:
 
     def share(self, part: str) -> Tensor:
         """Share of the seed that "bias", "stabiliser" or "lost" kept on the whole way, (T, N)."""
-        return sum(torch.as_tensor(getattr(entry, part)) for entry in self.entries) / self.seed
+        whole = self.missing if part == "lost" else sum(torch.as_tensor(getattr(e, part)) for e in self.entries)
+        return whole / self.seed
 
     @property
     def totals(self) -> dict[str, float]:
         """Where the seed went: {"seed", "input", "bias", "stabiliser", "lost"}, over all targets and samples."""
-        kept = {name: float(sum(torch.as_tensor(getattr(e, name)).sum() for e in self.entries))
-                for name in ("bias", "stabiliser", "lost")}  # fmt: skip
-        return {"seed": float(self.seed.sum()), "input": float(self.received.sum()), **kept}
+        bias, stabiliser = (
+            float(sum(torch.as_tensor(getattr(e, part)).sum() for e in self.entries)) for part in ("bias", "stabiliser")
+        )
+        ends = {"seed": float(self.seed.sum()), "input": float(self.received.sum())}
+        return ends | {"bias": bias, "stabiliser": stabiliser, "lost": float(self.missing.sum())}
+
+    @property
+    def missing(self) -> Tensor:
+        """What reached neither the input nor a bias nor a stabiliser: seed - input - biases - stabilisers, (T, N).
+
+        It is the sum of what the nodes lost, and what cancelled between them: where parts of opposite sign, far larger
+        than the seed, meet at a node with several readers, the seed drowns in their rounding and no node lost it.
+        """
+        return self.seed - self.received - sum(entry.bias + entry.stabiliser for entry in self.entries)
 
     @property
     def imbalance(self) -> float:
-        """Largest loss of a target and sample, node losses added up by magnitude, as a share of its seed."""
-        return float(sum(self.loss(entry) for entry in self.entries).max()) if self.entries else 0.0
+        """Largest loss of a target and sample as a share of its seed: by the nodes, each by magnitude, or in all."""
+        losses = sum((self.loss(entry) for entry in self.entries), self.as_share(self.missing) * 0)
+        return float(torch.maximum(losses, self.as_share(self.missing)).max())
 
     def loss(self, entry: Entry) -> Tensor:
         """|lost| of a node as a share of the seed's magnitude: (T, N)."""
-        return entry.lost.abs() / self.magnitude.clamp(min=torch.finfo(self.magnitude.dtype).tiny)
+        return self.as_share(entry.lost)
+
+    def as_share(self, amount: Tensor | float) -> Tensor:
+        """An amount, whatever its sign, as a share of the seed's magnitude: (T, N)."""
+        return torch.as_tensor(amount, device=self.magnitude.device).abs() / self.magnitude.clamp(
+            min=torch.finfo(self.magnitude.dtype).tiny
+        )
 
     def __repr__(self):
         t = self.totals

@@ -35,6 +35,7 @@ class Node:
     nonnegative: bool = False  # its output is known to be >= 0
     signs: tuple[float, ...] = ()  # of the summands of an addition
     constants: tuple = ()  # what an addition adds besides its inputs: (sign, value or Node)
+    pads: bool = False  # torch's own padding: what goes to padded constants, it keeps
     gate: int | None = None  # which factor of a product is the gate, where the graph tells
 
     def __repr__(self):

@@ -58,6 +58,12 @@ _NAMES = {
 }
 KIND_OF_NAME = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 
+_PADS = (
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+)
 _MODULES = {
     CONVOLUTION: CONVOLUTIONS,
     DENSE: (nn.Linear,),
@@ -76,13 +82,7 @@ _MODULES = {
         *(nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.Identity),
         *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
     ),
-    REARRANGE: (
-        *(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
-        *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
-        *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
-        *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
-        *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
-    ),
+    REARRANGE: (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, *_PADS),
     NORM: (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.RMSNorm),
     LRN: (nn.LocalResponseNorm,),
 }
@@ -139,6 +139,13 @@ def kind_of_module(module: nn.Module) -> str:
                 return UNKNOWN
             return kind
     return UNKNOWN
+
+
+def is_padding(module: nn.Module | None, name: str | None) -> bool:
+    """Is this torch's own padding, as a module or as `F.pad`? (A class is not asked by its name.)"""
+    if module is not None:
+        return isinstance(module, _PADS) and not isinstance(module, tuple(REGISTERED))
+    return name == "pad"
 
 
 def register(module_type: type[nn.Module], kind: str) -> None:

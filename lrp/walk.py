@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import vocabulary as v
-from .errors import LRPError, LRPWarning, UnsupportedOperation
+from .errors import LRPError, UnsupportedOperation, warn
 from .explanation import Entry
 from .graph import Node
 from .operators import reduce_to
@@ -103,8 +102,8 @@ class Tape:
         return value.detach()
 
     def _ours(self, node: Node) -> bool:
-        """May this value be overwritten: new memory, and no one else will ask for it?"""
-        return node.kind in (*v.WEIGHTED, v.BATCHNORM) and self.uses[node] == 1
+        """May this value be overwritten: new memory, and no one else reads it, not even through a view of it?"""
+        return node.kind in (*v.WEIGHTED, v.BATCHNORM) and self.uses[node] == 1 == self.graph.users[node]
 
     def back(self, node: Node, R: Tensor) -> list[Tensor]:
         """Vector-Jacobian product of a local graph, for each target: (T, N, ...) -> one (T, N, ...) per source."""
@@ -188,7 +187,7 @@ class Walk:
         entry.rule = repr(rule) if rule is not None else "Pass()" if node.kind in PASSING else node.kind
         amounts = [self.arrived[node] if share is R else total(share) for _, share in shares]
         entry.relevance_in = sum(amounts)
-        if "pad" in node.op:  # what went to padded constants, it keeps like a bias
+        if node.pads:  # what went to padded constants, it keeps like a bias
             entry.bias = entry.relevance_out - entry.relevance_in
         self.entries.append(entry)
         for (source, share), amount in zip(shares, amounts, strict=True):
@@ -234,7 +233,7 @@ class Walk:
         xs = [values[n] for n in readable(node)]
         complaint = rule.complaint(xs)
         if complaint:
-            warnings.warn(f"node `{node.name}`: {complaint}", LRPWarning, stacklevel=7)
+            warn(f"node `{node.name}`: {complaint}")
         z = values.get(node) if self.tape.absorb or b is None else self.tape.unbiased.get(node)
         if sign < 0:
             w, b, parts, z = -w, None if b is None else -b, {}, None if z is None else -z
