@@ -1,7 +1,7 @@
 # From clone to figures:  make figures        (GNU make 3.81 or newer, Python 3.11 or newer)
 #
 # Packages go into the active virtual environment or conda environment (not conda's base), otherwise into .venv.
-# What is run again is decided by content, in lrp/notebook_keys.py, not by the times of files.
+# What is run again is decided by content, in lrp/build/keys.py, not by the times of files.
 #
 #   PROFILE=full        real data and pretrained networks, into figures/full/ (default: quick)
 #   SEED=1 DEVICE=cuda  other parameters than the notebooks' own
@@ -33,8 +33,8 @@ PARAMETERS := -p PROFILE=$(PROFILE) $(if $(SEED),-p SEED=$(SEED)) $(if $(DEVICE)
 FORCED     := $(if $(FORCE),--force)
 BUILD      ?= $(PROFILE)
 PARALLEL    = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
-RUN        := "$(PY)" -P lrp/notebooks.py
-GALLERY    := "$(PY)" -P lrp/gallery.py
+RUN        := "$(PY)" -m lrp.build.runs
+GALLERY    := "$(PY)" -m lrp.build.gallery
 STRIP_KEYS := metadata.papermill cell.metadata.papermill metadata.language_info.version metadata.kernelspec.display_name
 
 # On Linux, memory of large tensors stays with the process instead of going back to the system after each operation:
@@ -54,7 +54,7 @@ help: ## this list
 env: ## set up the Python environment (every target does this by itself, once)
 	@for python in "$(PY)" $(PYTHON) python3 python python3.13 python3.12 python3.11; do \
 	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
-	    exec "$$python" -P lrp/environment.py "$(PREFIX)"; \
+	    exec "$$python" -m lrp.build.environment "$(PREFIX)"; \
 	  fi; \
 	done; \
 	echo "[env] error: no Python 3.11 or newer found; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
@@ -90,8 +90,8 @@ lint: env ## check code and notebooks without running them
 	@"$(PY)" -m ruff format --check .
 	@$(if $(NOTEBOOKS),"$(PY)" -m nbstripout --verify --keep-id --extra-keys "$(STRIP_KEYS)" $(NOTEBOOKS) || \
 	  { echo "notebooks are not stripped: make format" >&2; exit 1; })
-	@"$(PY)" -P lrp/notebook_lint.py
-	@"$(PY)" -P lrp/contents.py --check
+	@"$(PY)" -m lrp.build.lint
+	@"$(PY)" -m lrp.build.contents --check
 
 format: env ## mend what lint can mend by itself: format, order of imports, outputs in notebooks
 	@"$(PY)" -m ruff check --fix-only --quiet .
@@ -99,32 +99,32 @@ format: env ## mend what lint can mend by itself: format, order of imports, outp
 	@$(if $(NOTEBOOKS),"$(PY)" -m nbstripout --keep-id --extra-keys "$(STRIP_KEYS)" $(NOTEBOOKS))
 
 contents: env ## write the table of contents, the links between notebooks and README's table anew
-	@"$(PY)" -P lrp/contents.py
+	@"$(PY)" -m lrp.build.contents
 
 book: figures ## the course as a site that works offline, in build/book/html
-	@"$(PY)" -P lrp/book.py
+	@"$(PY)" -m lrp.build.book
 
 student: env ## the notebooks without solutions, in build/student
-	@"$(PY)" -P lrp/editions.py
+	@"$(PY)" -m lrp.build.editions
 
 slides: figures ## decks of the notebooks, in build/slides
-	@"$(PY)" -P lrp/slides.py $(NB)
+	@"$(PY)" -m lrp.build.slides $(NB)
 
 lab: env ## open the course in JupyterLab
 	@"$(PY)" -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
 
 data: env ## download the data and weights of the full profile into data/raw/
-	@"$(PY)" -m lrp.downloads
+	@"$(PY)" -m lrp.data.downloads
 
 train: env ## train the small checkpoints again, from fixed seeds, into data/checkpoints/
-	@"$(PY)" -m lrp.training
+	@"$(PY)" -m lrp.data.training
 
 coverage: env ## explain every convolutional classifier of torchvision, beside zennit and captum (about 15 minutes)
-	@"$(PY)" -m lrp.coverage
+	@"$(PY)" -m tests.bench.coverage
 
 bench: env ## what an explanation costs, in gradients, beside zennit and captum (about 15 minutes)
-	@"$(PY)" -m lrp.benchmark $(ARGS)
-	@$(if $(ARGS),,"$(PY)" -m lrp.benchmark_metrics)
+	@"$(PY)" -m tests.bench.benchmark $(ARGS)
+	@$(if $(ARGS),,"$(PY)" -m tests.bench.benchmark_metrics)
 
 status: env ## which notebooks are fresh, stale, failed or never run
 	@$(RUN) status $(PARAMETERS)

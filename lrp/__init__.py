@@ -3,23 +3,31 @@
 >>> from lrp import LRP, composites
 >>> explainer = LRP(model, composites.EpsilonPlus())  # doctest: +SKIP
 >>> relevance = explainer.attribute(x, target=3)  # doctest: +SKIP
+
+The core stands in this folder, all else in folders of it: `data`, `evaluate`, `studies`, `teach`, `build`, `app`.
+Names are imported when they are first used, so `import lrp` does not wait for torch.
 """
 
-from . import composites, rules, seeds
-from .capture import capture
-from .engine import LRP
-from .errors import (
-    CaptureError,
-    DataError,
-    InputError,
-    LRPError,
-    LRPWarning,
-    TargetError,
-    UnsupportedOperation,
-)
-from .explanation import Explanation
-from .interop import quantus_explain
-from .vocabulary import register
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from . import moved
+
+if TYPE_CHECKING:  # for editors, and for the build, which follows imports without running them
+    from . import composites, rules, seeds
+    from .engine import LRP, quantus_explain
+    from .errors import (
+        CaptureError,
+        DataError,
+        InputError,
+        LRPError,
+        LRPWarning,
+        TargetError,
+        UnsupportedOperation,
+    )
+    from .explanation import Explanation
+    from .kinds import register
+    from .tracing import capture
 
 __version__ = "0.1.0"
 
@@ -40,3 +48,22 @@ __all__ = [
     "rules",
     "seeds",
 ]
+
+_HOMES = {
+    **dict.fromkeys(("LRP", "quantus_explain"), "engine"),
+    **dict.fromkeys((name for name in __all__ if name.endswith(("Error", "Warning", "Operation"))), "errors"),
+    **{"Explanation": "explanation", "register": "kinds", "capture": "tracing"},
+}
+moved.answer(__name__)
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    return moved.module(name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

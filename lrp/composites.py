@@ -1,6 +1,6 @@
 """Composites: which rule where. Each is a short, printable list of (condition, rule); the first match holds.
 
-A condition is the kind of a node ("convolution", "dense", "batchnorm", "average"; see `lrp.vocabulary`), "first"
+A condition is the kind of a node ("convolution", "dense", "batchnorm", "average"; see `lrp.kinds`), "first"
 (the convolutions and dense layers nearest to the input), "any", or a function of the node that says yes or no.
 
     >>> print(EpsilonPlus(bias="exclude"))
@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from . import kinds as v
 from . import rules as r
 from . import splitting as _s
-from . import vocabulary as v
 from .graph import Node
 
 GLOBBED = (v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE, v.LRN, v.UNKNOWN)  # what a glob in `overrides` reaches

@@ -7,19 +7,20 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import checks
-from . import vocabulary as v
-from .capture import capture
+from . import kinds as v
 from .composites import Composite, EpsilonPlus
 from .errors import InputError, LRPError, warn
 from .explanation import Entry, Explanation
 from .graph import Node
+from .propagate import total
 from .rules import Pass, Rule
 from .seeds import Logit, Seed
-from .sharing import total
+from .tracing import capture
 from .walk import Tape, Walk, no_rule
 
 Target = int | Tensor | None
@@ -266,3 +267,20 @@ def _full_precision(x: Tensor):
         return nullcontext()
     c = torch.backends.cudnn
     return c.flags(enabled=c.enabled, benchmark=c.benchmark, deterministic=c.deterministic, allow_tf32=False)
+
+
+def quantus_explain(model: nn.Module, inputs, targets, composite: Composite | None = None, **options) -> np.ndarray:
+    """Relevance as Quantus' `explain_func` gives it: arrays in, an array shaped like `inputs` out.
+
+    Args:
+        model: the network, in eval mode.
+        inputs: array or tensor (N, ...).
+        targets: class of each sample, array or tensor (N,), or an int.
+        composite: which rule where (default `composites.EpsilonPlus()`).
+        options: `seed` as in `LRP.explain`; what Quantus passes besides (`device`, ...) is not needed and ignored.
+    """
+    p = next(model.parameters(), torch.empty(0))
+    x = torch.as_tensor(np.asarray(inputs) if not isinstance(inputs, torch.Tensor) else inputs).to(p)
+    if targets is not None and not isinstance(targets, int):
+        targets = torch.as_tensor(np.asarray(targets), dtype=torch.long)
+    return LRP(model, composite).attribute(x, targets, seed=options.get("seed")).cpu().numpy()

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from . import vocabulary as v
+from . import kinds as v
 from .errors import InputError
 from .operators import Addition, Averaging, Convolution, Dense, Operator, Scaling
 

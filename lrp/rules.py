@@ -320,7 +320,7 @@ class Pass(Rule):
 
 
 class Direct(Rule):
-    """Base of rules that say themselves what becomes of relevance at a layer with one input (`lrp.lrn`)."""
+    """Base of rules that say themselves what becomes of relevance at a layer with one input (`lrp.studies.lrn`)."""
 
     def share(self, x: Tensor, R: Tensor, layer, call: Callable[[Tensor], Tensor]) -> Tensor:
         """Relevance of x (N, ...) from that of the output, R (T, N, ...): (T, *x.shape).

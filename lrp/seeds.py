@@ -107,3 +107,20 @@ class Contrastive(Seed):
 
     def finish(self, relevance):
         return relevance.clamp(min=0) if self.positive else relevance
+
+
+@dataclass(frozen=True)
+class UnitContrast(Contrastive):
+    """CLRP from 1 instead of the target's logit: R_t = 1, R_k = -1 / (K - 1), or 1 at both neurons of kind 2.
+
+    The same map but for scale where the logit is positive. Where it is negative, Contrastive turns the contrast
+    round; this does not, and neither does the |logit| of the authors' program.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.others != "uniform":
+            raise ValueError("a contrast from 1 is uniform over the other classes: there are no logits to weigh by")
+
+    def __call__(self, output, target):
+        return super().__call__(torch.ones_like(output), target)

@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import vocabulary as v
+from . import kinds as v
 from .errors import UnsupportedOperation
 from .graph import Node
+from .propagate import stabilise
 from .rules import Direct, Group, Part, Rule, Split, ones, pos, same
-from .sharing import stabilise
 
 
 def by_magnitude(xs: list[Tensor], R: Tensor) -> list[Tensor]:

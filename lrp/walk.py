@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import vocabulary as v
+from . import kinds as v
 from .errors import LRPError, UnsupportedOperation, warn
 from .explanation import Entry
 from .graph import Node
 from .operators import reduce_to
+from .propagate import Step, total
 from .rules import Direct, Epsilon, Gamma, Pass, Rule, Split
-from .sharing import Step, total
 from .splitting import gaps, spread
 
 if TYPE_CHECKING:

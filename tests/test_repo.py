@@ -10,22 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lrp.notebook_keys import parameters
-from lrp.notebook_lint import dead_links
+from lrp.build.keys import parameters
+from lrp.build.lint import dead_links
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
-OUTSIDE_THE_CORE = set(
-    "figures gallery notebooks notebook_keys notebook_lint environment datasets downloads scenes drawings "
-    "records scorecard scorecard_page "
-    "models googlenet caffe_cifar cifar_resnet training trials metrics perturbation insertion localisation "
-    "contribution randomisation baselines benchmark benchmark_report benchmark_metrics coverage lrn skips "
-    "contrastive dmbp dmbp_result masked echo_state geospatial netcdf fields "
-    "climate_nets artifacts comparison explorer course contents editions slides slides_story slides_page "
-    "book book_pages book_api book_links command_line from_files answers".split()
-)
-FOLDERS = {"notebooks", "lrp", "data", "figures", "tests"}
+FOLDERS = {"notebooks", "lrp", "data", "figures", "tests", "findings"}
 
 
 def tracked() -> list[Path]:
@@ -141,22 +132,3 @@ def clean_environment() -> dict:
 def python(code: str) -> str:
     command = [sys.executable, "-c", code]
     return subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True).stdout
-
-
-def test_import_is_core_only():
-    """The core knows no notebook, no figure and no data, so that editing those does not touch its users."""
-    loaded = python("import sys, lrp; print(*sorted(m for m in sys.modules if m.startswith('lrp.')))").split()
-    assert not OUTSIDE_THE_CORE & {name.split(".")[1] for name in loaded}
-    heavy = python("import sys, lrp; print(*{m.split('.')[0] for m in sys.modules})").split()
-    assert not {"matplotlib", "sklearn", "skimage", "seaborn", "captum"} & set(heavy)
-
-
-def test_import_costs_little_more_than_torch():
-    """At most 0.3 s over torch, of which a machine under load still has one quiet moment in a few."""
-    code = "import torch, time; t = time.perf_counter(); import lrp; print(time.perf_counter() - t)"
-    seconds = []
-    for _ in range(5):
-        seconds.append(float(python(code)))
-        if seconds[-1] <= 0.3:
-            return
-    pytest.fail(f"import lrp took {min(seconds):.2f} s at best")

@@ -1,0 +1,232 @@
+"""The command line: `python -m lrp explain photo.jpg` writes the photo beside its heat map.
+
+Options, answers and messages are here, networks and pictures in `from_files`. What is heavy is imported where it
+is needed, so that help does not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .. import __version__
+
+PROGRAM = "python -m lrp"
+COMPOSITES = {
+    "epsilon": "epsilon in all layers",
+    "epsilon-plus": "z+ in convolutions, epsilon in dense layers",
+    "epsilon-plus-flat": "the same, flat in the first layer",
+    "epsilon-gamma-box": "gamma in convolutions, epsilon in dense layers, z-box at the pixels",
+    "epsilon-alpha2-beta1": "alpha-beta in convolutions, epsilon in dense layers",
+    "epsilon-alpha2-beta1-flat": "the same, flat in the first layer",
+    "relevance-splitting": "for ResNets: z+, z-box at the pixels, biases excluded, no dots",
+}
+OURS = ".lrp.png"  # how the pictures written here end; in a folder they are left alone
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+EPILOG = "\n".join(["composites:", *(f"  {name:25}  {what}" for name, what in COMPOSITES.items())])
+EPILOG += f"""
+
+examples:
+  {PROGRAM} explain cat.jpg --model squeezenet1_1
+      the predicted class, into cat.lrp.png
+  {PROGRAM} explain cat.jpg --model resnet50 --target "Egyptian cat" --target 207 --contrastive -o map.png
+      two classes side by side: what speaks for each, and not for the others
+  {PROGRAM} explain photos/ --model vgg16 --composite epsilon-plus --npy -o maps/
+      every picture of a folder; what is there already is not computed again
+  {PROGRAM} explain digit.png --model mynets:lenet --weights lenet.pth --size 28 --mean 0.13 --std 0.31
+      your own network, from a function `lenet()` in mynets.py; one channel, since one mean is given
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options, with their help."""
+    top = argparse.ArgumentParser(PROGRAM, description="Layer-wise Relevance Propagation.")
+    top.add_argument("--version", action="version", version=f"lrp {__version__}")
+    commands = top.add_subparsers(title="commands", dest="command", metavar="")
+    command = commands.add_parser(
+        "explain",
+        help="draw which pixels of a picture speak for a class",
+        description="Draw which pixels of a picture speak for a class (red) and which against it (blue).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="pictures, or folders with pictures")
+    add = command.add_argument_group("network").add_argument
+    add(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="a classifier of torchvision (resnet50), a small network that comes along (scene_vgg, scene_resnet), or "
+        "package:function in your own code, called without arguments",
+    )
+    add("--weights", metavar="FILE", help=".pth or .safetensors with a state dict (default: found by the model's name)")
+    add("--classes", metavar="FILE", help="names of the classes, one per line")
+    add("--device", default="cpu", help="cpu (default), cuda or mps")
+    add = command.add_argument_group("question").add_argument
+    add(
+        "-t",
+        "--target",
+        action="append",
+        metavar="CLASS",
+        help="name or index of the class to explain; repeat it for several (default: the predicted class)",
+    )
+    add(
+        "--composite",
+        choices=COMPOSITES,
+        default="epsilon-gamma-box",
+        metavar="NAME",
+        help="which rule where, see below (default: %(default)s)",
+    )
+    add(
+        "--contrastive",
+        type=_kind,
+        nargs="?",
+        const=1,
+        metavar="1|2",
+        help="what speaks for the class and not for all others (1, CLRP1) or not for its own negated weights (2, "
+        "CLRP2), cut at zero; relevance starts as 1, and the last layer takes z+ where its rule is blind to signs",
+    )
+    add(
+        "--bias",
+        choices=("absorb", "exclude"),
+        help="biases keep their share of relevance, or get none (default: the composite's own)",
+    )
+    add = command.add_argument_group(
+        "preparation",
+        "The short side is resized, the centre cut out, each channel normalised: as\n"
+        "torchvision does for the network's weights; for your own network to 224 pixels,\n"
+        "with ImageNet's mean and deviation.",
+    ).add_argument
+    add("--size", type=_positive, metavar="PIXELS", help="height and width of the input")
+    add("--mean", type=_numbers, metavar="R,G,B", help="mean of the channels, for images in [0, 1]; one number: grey")
+    add("--std", type=_numbers, metavar="R,G,B", help="their standard deviation")
+    add = command.add_argument_group("output").add_argument
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="a .png for one picture, else a folder for NAME.lrp.png (default: the current folder)",
+    )
+    add(
+        "--npy",
+        action="store_true",
+        help="also save the map with its signs, NAME.lrp.npy: float32 (C, H, W), (T, C, H, W) for T targets",
+    )
+    add("--force", action="store_true", help="compute again, and overwrite whatever is there")
+    return top
+
+
+def _kind(text: str) -> int:
+    if text not in ("1", "2"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 1 nor 2 (pictures stand before it, or --contrastive=1)")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels")
+    return int(text)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither one number nor three, as in 0.485,0.456,0.406")
+    return numbers
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line: 0 if all went well, 1 if something failed, 2 for options that make no sense."""
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.command is None:
+        top.print_help()
+        return 0
+    if len(options.mean or ()) != len(options.std or ()):
+        top.error("--mean and --std go together, with as many numbers")
+    try:
+        images = inputs(options.images)
+        targets = outputs(images, options.output)
+    except ValueError as error:
+        top.error(str(error))
+    try:
+        return explain(images, targets, options)
+    except KeyboardInterrupt:
+        return _complain("interrupted; what is written stays, and is not computed again", status=130)
+
+
+def explain(images: list[Path], targets: list[Path], options: argparse.Namespace) -> int:
+    """`python -m lrp explain`: one picture after the other; what fails is named, and the rest goes on."""
+    from tqdm import tqdm
+
+    from ..errors import LRPError
+    from .answers import Question, write_answer
+    from .from_files import OptionError
+
+    try:
+        question = Question(options)
+    except LRPError as error:
+        return _complain(error, status=2 if isinstance(error, OptionError) else 1)
+    print(question)
+    failed, alone = 0, len(images) == 1
+    bar = tqdm(list(zip(images, targets, strict=True)), unit="picture", leave=False, disable=alone or None)
+    for image, target in bar:
+        try:
+            answer = write_answer(question, image, target)
+        except (LRPError, OSError) as error:
+            failed += 1
+            bar.write(f"{PROGRAM} explain: error: {image}: {error}", file=sys.stderr)
+            continue
+        said = "; ".join(answer.titles) if answer else "there already"
+        lines = [f"{image} -> {target}: {said}", *(f"note: {note}" for note in (answer.notes if answer else ()))]
+        tables = [answer.best.to_string(), answer.ledger.to_string()] if answer and alone else []
+        bar.write("\n".join([*lines, *tables]))
+    if failed and not alone:
+        _complain(f"{failed} of {len(images)} pictures failed, see above")
+    return int(failed > 0)
+
+
+def _complain(message: object, status: int = 1) -> int:
+    print(f"{PROGRAM} explain: error: {message}", file=sys.stderr)
+    return status
+
+
+# ---------------------------------------------------------------- from which file to which
+
+
+def inputs(paths: list[Path]) -> list[Path]:
+    """The pictures meant: files as given, of folders the pictures in them by name; ValueError for an empty folder."""
+    found = {}
+    for path in paths:
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
+            inside = [p for p in inside if not p.name.endswith(OURS) and not p.name.startswith(".")]
+            if not inside:
+                raise ValueError(f"no picture in the folder {path}: they end with {' '.join(PICTURES)}")
+        found |= {p.resolve(): p for p in inside if p.resolve() not in found}
+    return list(found.values())
+
+
+def outputs(images: list[Path], output: Path | None) -> list[Path]:
+    """Where the result of each picture goes; ValueError where two go to one place, or one onto a picture itself."""
+    folder = output or Path()
+    as_file = folder.suffix.lower() == ".png" and not folder.is_dir()
+    if as_file and len(images) > 1:
+        raise ValueError(f"--output {output}: {len(images)} pictures go into a folder")
+    other = folder.is_file() or folder.suffix.lower() in (*PICTURES, ".pdf", ".svg")
+    if other and not as_file and not folder.is_dir():
+        raise ValueError(f"--output {output} is neither a .png nor a folder")
+    stems = [path.stem for path in images]
+    names = [path.stem if stems.count(path.stem) == 1 else path.name for path in images]
+    targets = [folder] if as_file else [folder / f"{name}{OURS}" for name in names]
+    if twice := {str(path) for path in targets if targets.count(path) > 1}:
+        raise ValueError(f"two pictures would go to {min(twice)}: explain one folder at a time")
+    if over := {path.resolve() for path in targets} & {path.resolve() for path in images}:
+        raise ValueError(f"{min(over)} is itself to be explained: choose another --output")
+    return targets

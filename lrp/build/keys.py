@@ -1,0 +1,187 @@
+"""What a notebook's results depend on, as a short text: its key.
+
+Hashes of its code cells, of the `lrp` modules they import (followed recursively), of `environment.lock` and
+of the data files in the repository, plus parameters and versions. Prose, outputs and times of files play no
+part.
+
+Standard library only, and nothing from the rest of `lrp`: `make` reads keys in milliseconds.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(os.environ.get("LRP_ROOT") or Path(__file__).resolve().parents[2])
+# Modules whose importers read the data files of the repository
+DATA_MODULES = {f"lrp/data/{name}.py" for name in ("datasets", "models", "training", "downloads")}
+VERSIONS = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "matplotlib")
+
+
+class BuildError(Exception):
+    """A notebook cannot be run as asked; the message says why."""
+
+
+def short_hash(content: bytes | str) -> str:
+    """Return twelve hex digits of the SHA-256."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:12]
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def figures_folder(profile: str, build: str) -> Path:
+    """Return where the figures of a profile go; LRP_FIGURES overrides it, and smoke runs stay in `build`."""
+    if os.environ.get("LRP_FIGURES"):
+        return Path(os.environ["LRP_FIGURES"]).absolute()
+    if build == "smoke":
+        return ROOT / "build" / build / "figures"
+    return ROOT / "figures" / ("full" if profile == "full" else "")
+
+
+# --- reading notebooks --------------------------------------------------------------------------------------
+
+
+def notebooks() -> list[Path]:
+    """Return the numbered notebooks in order."""
+    return sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def find(name: str) -> Path:
+    """Return the notebook with this number or stem. Raises BuildError if there is none."""
+    for path in notebooks():
+        if name in (path.stem, path.stem[:2]):
+            return path
+    raise BuildError(f"no notebook {name}; there are: {', '.join(p.stem for p in notebooks()) or 'none'}")
+
+
+def code_cells(notebook: Path) -> list[dict]:
+    """Return code cells as {id, source, tags}."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [
+        {"id": cell.get("id", ""), "source": "".join(cell["source"]), "tags": cell["metadata"].get("tags", [])}
+        for cell in cells
+        if cell["cell_type"] == "code"
+    ]
+
+
+def parse(source: str) -> ast.Module:
+    """Parse the Python of a cell without its magics; unreadable code is empty (running it will tell)."""
+    lines = ["pass" if re.match(r"\s*[%!]", line) else line for line in source.splitlines()]
+    try:
+        return ast.parse("\n".join(lines))
+    except SyntaxError:
+        return ast.parse("")
+
+
+def parameters(notebook: Path) -> set[str]:
+    """Return the names in the cell tagged `parameters`. Raises BuildError if there is no such cell."""
+    cells = [cell for cell in code_cells(notebook) if "parameters" in cell["tags"]]
+    if len(cells) != 1:
+        raise BuildError(f"{notebook.name} has {len(cells)} cells tagged 'parameters', and needs one")
+    names = set()
+    for node in parse(cells[0]["source"]).body:
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+# --- keys ---------------------------------------------------------------------------------------------------
+
+
+def imported(tree: ast.Module, home: str = "") -> set[Path]:
+    """Return the files of `lrp` that this code imports, absolutely or relatively to `home` ("lrp.data")."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = home.split(".")
+            above = parts[: len(parts) - node.level + 1] if node.level else []
+            base = ".".join(filter(None, [*above, node.module]))
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    files: set[Path] = set()
+    for name in names:
+        head, *parts = name.split(".")
+        if head != "lrp":
+            continue
+        place = ROOT / "lrp"
+        files.add(place / "__init__.py")  # importing a module runs all packages above it
+        for part in parts:
+            place /= part
+            files |= {place / "__init__.py", place.with_suffix(".py")}
+    return {file for file in files if file.is_file()}
+
+
+def package(file: Path) -> str:
+    """Return the dotted name of the folder that a file of `lrp` stands in."""
+    return ".".join(file.parent.relative_to(ROOT).parts)
+
+
+def modules(notebook: Path) -> list[Path]:
+    """Return every `lrp` file that running the notebook can import, directly or through others."""
+    todo = set().union(*(imported(parse(cell["source"])) for cell in code_cells(notebook)))
+    seen: set[Path] = set()
+    while todo:
+        file = todo.pop()
+        seen.add(file)
+        todo |= imported(parse(file.read_text(encoding="utf-8")), package(file)) - seen
+    if ROOT / "lrp/teach/figures.py" in seen:
+        seen |= set((ROOT / "lrp/teach").glob("*.mplstyle"))
+    return sorted(seen)
+
+
+def data_files() -> list[Path]:
+    """Return the data files that come with the repository (not downloads, caches or prose)."""
+    files = (path for path in (ROOT / "data").rglob("*") if path.is_file() and path.suffix != ".md")
+    return sorted(
+        path
+        for path in files
+        if not {"raw", "cache", "__pycache__"} & set(path.relative_to(ROOT / "data").parts)
+        and not path.name.endswith((".part", ".tmp"))
+    )
+
+
+def downloads() -> str:
+    """Return a listing (names and sizes) of the data that the full profile may find outside git."""
+    folders = [ROOT / "data" / "raw"] + [Path(p) for p in [os.environ.get("LRP_DATA", "")] if p]
+    lines = []
+    for folder in folders:
+        for parent, children, names in os.walk(folder):
+            children.sort()
+            lines += [f"{Path(parent, name)} {Path(parent, name).stat().st_size}" for name in sorted(names)]
+    return "\n".join(lines)
+
+
+def version(distribution: str) -> str:
+    """Return `name version`, for a package that may be missing."""
+    try:
+        return f"{distribution} {metadata.version(distribution)}"
+    except metadata.PackageNotFoundError:
+        return f"{distribution} none"
+
+
+def key(notebook: Path, overrides: dict) -> str:
+    """Return the text that names everything the notebook's results depend on, one line each."""
+    cells = json.dumps([[cell["source"].strip(), cell["tags"]] for cell in code_cells(notebook)])
+    lines = [f"{short_hash(cells)}  code cells"]
+    lines += [f"{name}={value!r}  parameter" for name, value in sorted(overrides.items())]
+    files = modules(notebook)
+    lock = ROOT / "environment.lock"
+    files += [lock] if lock.exists() else []
+    if DATA_MODULES & {path.relative_to(ROOT).as_posix() for path in files}:
+        files += data_files()
+        if overrides.get("PROFILE") == "full":
+            lines.append(f"{short_hash(downloads())}  downloaded data")
+    lines += [f"{short_hash(path.read_bytes())}  {path.relative_to(ROOT).as_posix()}" for path in files]
+    lines.append(", ".join(["Python " + sys.version.split()[0], *map(version, VERSIONS)]))
+    return "\n".join(lines) + "\n"

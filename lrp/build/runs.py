@@ -1,0 +1,285 @@
+"""Run the notebooks, each only when its content changed.
+
+A run stores the notebook's key (`lrp/build/keys.py`) last. A notebook is *fresh* when the stored key
+equals the present one and its figures exist. Times of files play no part, so checkouts, saves and prose edits
+cost nothing, and a failed or interrupted run never looks done.
+
+Standard library only (papermill is imported when something runs). Run it by
+`python -m lrp.build.runs {run,status,why,fresh} ...`.
+"""
+
+import argparse
+import ast
+import contextlib
+import difflib
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from .keys import ROOT, BuildError, figures_folder, find, key, notebooks, parameters, write
+
+CELL_SECONDS = 600  # a cell of the quick profile that takes longer is stuck
+
+
+# --- one build: the folder of a profile ---------------------------------------------------------------------
+
+
+class Build:
+    """Where the runs of one profile keep their results: keys, executed copies, records of figures."""
+
+    def __init__(self, name: str, overrides: dict):
+        self.folder = ROOT / "build" / name
+        self.overrides = overrides
+        self.figures = figures_folder(str(overrides.get("PROFILE", "quick")), name)
+
+    def file(self, notebook: Path, suffix: str) -> Path:
+        return self.folder / f"{notebook.stem}{suffix}"
+
+    def record(self, notebook: Path) -> dict:
+        """Return what the last run recorded: its figures and seconds."""
+        path = self.file(notebook, ".json")
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"figures": {}}
+
+    def stale(self, notebook: Path) -> str | None:
+        """Return why the notebook must run, or None when it is fresh."""
+        stored = self.file(notebook, ".key")
+        if not stored.exists():
+            return "failed last time" if self.file(notebook, ".failed.ipynb").exists() else "not run yet"
+        old, new = stored.read_text(encoding="utf-8"), key(notebook, self.overrides)
+        if old != new:
+            lines = set(old.splitlines()) ^ set(new.splitlines())
+            changed = sorted({line.split("  ", 1)[-1] for line in lines})
+            return "changed: " + ", ".join(changed[:4]) + (", ..." if len(changed) > 4 else "")
+        for name in self.record(notebook)["figures"]:
+            if not (self.figures / f"{name}.png").exists():
+                return f"figure {name}.png is missing"
+        return None if self.file(notebook, ".ipynb").exists() else "the executed copy is missing"
+
+
+# --- running ------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """Tells on stderr which cell is running: every second in place on a terminal, else every 20 s."""
+
+    def __init__(self, label: str, in_place: bool):
+        self.label, self.in_place, self.text = label, in_place, "starting the kernel"
+        self.start, self.done = time.monotonic(), threading.Event()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def cell(self, number: int, of: int, source: str) -> None:
+        first = next((line for line in source.splitlines() if line.strip() and not line.startswith("#")), "")
+        self.text = f"cell {number}/{of}: {first.strip()[:50]}"
+
+    def _tell(self) -> None:
+        while not self.done.wait(1 if self.in_place else 20):
+            line = f"{self.label}  {self.seconds():4.0f} s  {self.text}"
+            sys.stderr.write(f"\r\033[K{line[:110]}" if self.in_place else f"{line}\n")
+            sys.stderr.flush()
+
+    def __enter__(self):
+        threading.Thread(target=self._tell, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        if self.in_place:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def say(text: str, stream=None) -> None:
+    """Print in one piece, so that the lines of parallel jobs do not mix."""
+    stream = stream or sys.stdout
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
+def threads() -> int:
+    """Return the cores that each of make's parallel jobs may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    flags = os.environ.get("MAKEFLAGS", "")
+    jobs = re.search(r"(?:^|\s)-j\s*(\d+)", flags)
+    unknown = cores if "--jobserver" in flags else 1  # GNU make 3.81 hides the number: assume one per core
+    return max(1, cores // (int(jobs[1]) if jobs else unknown))
+
+
+def environment(build: Build, notebook: Path) -> None:
+    """Set what the kernel inherits: this interpreter, no file of the user's, where to save."""
+    jupyter = ROOT / "build" / "jupyter"
+    spec = {
+        "argv": [sys.executable, *"-m ipykernel_launcher --log-level=CRITICAL -f {connection_file}".split()],
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    write(jupyter / "kernels" / "python3" / "kernel.json", json.dumps(spec))
+    os.environ.update(
+        JUPYTER_PATH=str(jupyter),  # searched first: no python3 kernel of the user's can be picked
+        IPYTHONDIR=str(ROOT / "build" / "ipython"),  # no start-up scripts of the user's
+        PYTHONPATH=str(ROOT),
+        PYTHONHASHSEED="0",
+        PYDEVD_DISABLE_FILE_VALIDATION="1",
+        LRP_RUN=str(build.file(notebook, ".json")),
+        LRP_FIGURES=str(build.figures),
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads()))
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextlib.contextmanager
+def alone(device: str):
+    """Hold the accelerator while a run uses it: parallel jobs take turns on it."""
+    if not device.startswith(("cuda", "mps")):
+        yield
+        return
+    import fcntl
+
+    with open(ROOT / "build" / "device.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def run(build: Build, notebook: Path, force: bool = False) -> bool:
+    """Run a notebook if it is stale; return whether it is fresh now. Raises BuildError for bad parameters."""
+    everything = notebooks()
+    label = f"[{everything.index(notebook) + 1}/{len(everything)}] {notebook.stem}"
+    if unknown := set(build.overrides) - parameters(notebook):
+        known = ", ".join(sorted(parameters(notebook)))
+        raise BuildError(f"{notebook.name} has no parameter {', '.join(sorted(unknown))}; it has: {known}")
+    reason = "asked for" if force else build.stale(notebook)
+    if reason is None:
+        say(f"{label}: up to date")
+        return True
+    say(f"{label}: running ({reason})")
+    for suffix in (".key", ".json", ".failed.ipynb"):  # from here on, only success looks like success
+        build.file(notebook, suffix).unlink(missing_ok=True)
+    before = key(notebook, build.overrides)
+    build.folder.mkdir(parents=True, exist_ok=True)
+    environment(build, notebook)
+    in_place = sys.stderr.isatty() and "-j" not in os.environ.get("MAKEFLAGS", "")
+    part, failed = build.file(notebook, ".part.ipynb"), build.file(notebook, ".failed.ipynb")
+    try:
+        with alone(str(build.overrides.get("DEVICE", ""))), Progress(label, in_place) as progress:
+            execute(build, notebook, part, progress)
+    except Exception as error:  # whatever stops a run is reported the same way
+        report(label, error)
+        if part.exists():
+            part.replace(failed)
+        say(f"{label}: FAILED" + (f", see {failed.relative_to(ROOT)}" if failed.exists() else ""), sys.stderr)
+        return False
+    record = build.record(notebook) | {"seconds": round(progress.seconds(), 1)}
+    write(build.file(notebook, ".json"), json.dumps(record, indent=1))
+    part.replace(build.file(notebook, ".ipynb"))
+    write(build.file(notebook, ".key"), before)
+    say(f"{label}: {progress.seconds():.0f} s, {len(record['figures'])} figures")
+    return True
+
+
+def execute(build: Build, notebook: Path, part: Path, progress: Progress) -> None:
+    """Execute a notebook into the file `part`. Raises whatever papermill raises."""
+    import papermill
+
+    def tell(cell, cell_index):
+        progress.cell(cell_index + 1, total, cell.source)
+
+    total = len(json.loads(notebook.read_text(encoding="utf-8"))["cells"]) + bool(build.overrides)
+    papermill.execute_notebook(
+        str(notebook),
+        str(part),
+        parameters=build.overrides,
+        kernel_name="python3",
+        cwd=str(notebook.parent),
+        progress_bar=False,
+        execution_timeout=None if build.overrides.get("PROFILE") == "full" else CELL_SECONDS,
+        on_cell_execute=tell,
+    )
+
+
+def report(label: str, error: Exception) -> None:
+    """Print what a reader needs to find a failure: the cell's first lines and the end of the traceback."""
+    lines = [f"{label}: {type(error).__name__}"]
+    if hasattr(error, "traceback"):  # papermill's: the cell raised
+        lines = [f"{label}: {error.ename} in cell {error.cell_index + 1}"]
+        source = [line for line in error.source.splitlines() if line.strip()]
+        lines += [f"    | {line}" for line in source[:6]] + (["    | ..."] if len(source) > 6 else [])
+        text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+    else:
+        text = str(error)
+    lines += [f"    {line}" for line in text.splitlines()[-12:]]
+    say("\n".join(lines), sys.stderr)
+
+
+# --- command line -------------------------------------------------------------------------------------------
+
+
+def literal(text: str):
+    """Return a parameter's value: a Python literal where it is one, otherwise the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def status(build: Build) -> None:
+    """Print one line per notebook: state, seconds and number of figures of its last run."""
+    print(f"{'notebook':32} {'state':8} {'seconds':>7} {'figures':>7}")
+    for notebook in notebooks():
+        record, reason = build.record(notebook), build.stale(notebook)
+        state = {None: "fresh", "failed last time": "failed", "not run yet": "never"}.get(reason, "stale")
+        numbers = f"{record.get('seconds', '-'):>7} {len(record['figures']):>7}"
+        print(f"{notebook.stem:32} {state:8} {numbers}  {reason or ''}")
+
+
+def why(build: Build, notebook: Path) -> None:
+    """Print the difference between the key of the last run and the present one."""
+    stored = build.file(notebook, ".key")
+    old = stored.read_text(encoding="utf-8") if stored.exists() else ""
+    new = key(notebook, build.overrides)
+    print(f"{notebook.stem}: {build.stale(notebook) or 'fresh'}")
+    lines = list(difflib.unified_diff(old.split("\n"), new.split("\n"), "last run", "now", lineterm="", n=0))
+    print("\n".join(lines) if lines else new, end="\n" if lines else "")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Run the notebooks whose content changed.")
+    parser.add_argument("command", choices=["run", "status", "why", "fresh"])
+    parser.add_argument("notebook", nargs="*", help="number or name; default: all")
+    parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--build", help="folder under build/ (default: the profile)")
+    parser.add_argument("--force", action="store_true", help="run also what is fresh")
+    options = parser.parse_args(arguments)
+    overrides = {name: literal(value) for name, _, value in (item.partition("=") for item in options.parameter)}
+    build = Build(options.build or str(overrides.get("PROFILE", "quick")), overrides)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # make passes it on: stop as for Ctrl-C
+    try:
+        chosen = [find(name) for name in options.notebook] or notebooks()
+        if options.command == "status":
+            status(build)
+            return 0
+        if options.command == "why":
+            for notebook in chosen:
+                why(build, notebook)
+            return 0
+        if options.command == "fresh":
+            stale = {notebook.stem: reason for notebook in chosen if (reason := build.stale(notebook))}
+            for name, reason in stale.items():
+                print(f"{name}: {reason}; run `make figures` first", file=sys.stderr)
+            return int(bool(stale))
+        return int(not all([run(build, notebook, options.force) for notebook in chosen]))
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: what was running is not done, and runs again next time", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

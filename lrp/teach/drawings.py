@@ -1,0 +1,186 @@
+"""Drawings that more than one notebook uses: a small network with its numbers, the ledger, curves, dots, matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
+
+from ..evaluate.metrics import Interval
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
+
+FOR, AGAINST = "#b2182b", "#2166ac"
+PARTS = {  # of a seed, in the ledger
+    "input": ("still on its way", "#d9d9d9"),
+    "bias": ("kept by biases", "#e08214"),
+    "stabiliser": ("kept by stabilisers", "#8073ac"),
+    "lost": ("lost", "#1a1a1a"),
+}
+
+
+def _signed(value: float) -> str:
+    return "white" if value == 0 else FOR if value > 0 else AGAINST
+
+
+def network(
+    ax: Axes,
+    values: Sequence[Sequence[float]],
+    weights: Sequence[np.ndarray],
+    messages: Sequence[np.ndarray] | None = None,
+    labels: Sequence[str] = (),
+) -> None:
+    """Draw a dense network: one column of units per layer with their values, one line per weight.
+
+    `values` are numbers per layer, from input to output; `weights` matrices (out, in) between the layers, written
+    on the lines. With `messages` (out, in) the lines show those instead: red for, blue against, wide where much
+    flows, none where nothing does.
+    """
+    values, weights = [np.asarray(v) for v in values], [np.asarray(w) for w in weights]
+    messages = None if messages is None else [np.asarray(m) for m in messages]
+    tallest = max(len(v) for v in values)
+    places = [[(2.2 * k, (tallest - len(v)) / 2 + tallest - 1 - i - (tallest - len(v))) for i in range(len(v))]
+              for k, v in enumerate(values)]  # fmt: skip
+    largest = max(np.abs(m).max() for m in messages) if messages is not None else 1.0
+    for k, w in enumerate(weights):
+        shown = w if messages is None else messages[k]
+        for j, i in np.ndindex(*w.shape):
+            (x0, y0), (x1, y1) = places[k][i], places[k + 1][j]
+            if shown[j, i] == 0:
+                continue
+            width = 0.8 if messages is None else 0.6 + 4 * abs(shown[j, i]) / largest
+            ax.plot([x0, x1], [y0, y1], color=_signed(shown[j, i]), lw=width, alpha=0.55, zorder=1)
+            at = {0: 0.5, 1: 0.36, -1: 0.64, 2: 0.24, -2: 0.76}.get(j - i, 0.4)  # so crossing lines' labels stand apart
+            ax.text(x0 + at * (x1 - x0), y0 + at * (y1 - y0), f"{shown[j, i]:g}", fontsize=7, ha="center",
+                    va="center", zorder=2, bbox={"fc": "white", "ec": "none", "pad": 0.6})  # fmt: skip
+    for k, column in enumerate(values):
+        for (x, y), value in zip(places[k], column, strict=True):
+            edge = "0.3" if messages is None else _signed(value) if value else "0.6"
+            ax.scatter(x, y, s=620, fc="white", ec=edge, lw=1.4, zorder=3)
+            ax.text(x, y, f"{value:g}", ha="center", va="center", fontsize=9, zorder=4)
+        if labels:
+            ax.text(2.2 * k, -0.6, labels[k], ha="center", va="top", fontsize=8)
+    ax.set(xlim=(-0.5, 2.2 * (len(values) - 1) + 0.5), ylim=(-1.0, tallest - 0.5))
+    ax.axis("off")
+
+
+def ledger(ax: Axes, e: Explanation, title: str | None = None) -> None:
+    """Draw where relevance has gone when the walk has passed each layer with weights, as shares of the seed.
+
+    From the output (left) to the input (right): grey is still on its way, orange kept by biases, purple by
+    stabilisers, black lost (`ledger_key` says so). The bars of a column sum to 1 (a negative share hangs below zero).
+    Of many layers only the first of each stage is named.
+    """
+    books = e.ledger
+    kept = books[["bias", "stabiliser", "lost"]].cumsum() / e.totals["seed"]
+    rows = kept[books["kind"].isin(["convolution", "dense", "batchnorm"])]
+    x = np.arange(len(rows))
+    up, down = np.zeros(len(rows)), np.zeros(len(rows))
+    for part, (_, colour) in PARTS.items():
+        share = (1 - rows.sum(axis=1) if part == "input" else rows[part]).to_numpy()
+        ax.bar(x, share, 0.86, np.where(share >= 0, up, down), color=colour)
+        up, down = up + share.clip(min=0), down + share.clip(max=0)
+    ax.axhline(0, color="0.3", lw=0.6)
+    names = list(rows.index)
+    if len(names) > 10:
+        stages = [name.split(".")[0] for name in names]
+        names = [s if k == 0 or s != stages[k - 1] else "" for k, s in enumerate(stages)]
+    ax.set_xticks(x, names, rotation=90, fontsize=7)
+    ax.set(ylabel="share of the seed", title=title)
+
+
+def ledger_key(fig: Figure) -> None:
+    """The key to the colours of `ledger`, below the figure."""
+    patches = [Patch(color=colour, label=label) for label, colour in PARTS.values()]
+    fig.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8)
+
+
+def curves(
+    axes: Sequence[Axes],
+    x: Sequence[float],
+    table: Mapping[str, Sequence[Interval]],
+    xlabel: str,
+    linear_below: float | None = None,
+) -> None:
+    """One panel per quantity, {quantity: intervals over x}: means with their 95 % bands.
+
+    With `linear_below` the axis of x is logarithmic above that value.
+    """
+    for ax, (quantity, line) in zip(axes, table.items(), strict=True):
+        ax.plot(x, [i.mean for i in line], "o-", ms=3, lw=1.2, color="0.2")
+        ax.fill_between(x, [i.low for i in line], [i.high for i in line], color="0.2", alpha=0.18, lw=0)
+        ax.set(xlabel=xlabel)
+        ax.set_title(quantity, fontsize=8)
+        if linear_below is not None:
+            ax.set_xscale("symlog", linthresh=linear_below)
+            ax.minorticks_off()
+            ticks = [x[0], x[len(x) // 2], x[-1]]
+            ax.set_xticks(ticks, ["0" if t < linear_below / 100 else f"{t:g}" for t in ticks])
+
+
+def dots(
+    ax: Axes,
+    rows: Mapping[str, Interval],
+    title: str | None = None,
+    controls: Mapping[str, Interval] | None = None,
+    colour: str = "0.2",
+    label: str | None = None,
+    shift: float = 0.0,
+) -> None:
+    """One row per method: its mean as a dot with its 95 % interval, the first row on top.
+
+    `controls` stand as dotted vertical lines with their names: what a map gets that ignores the network. A second call
+    with another colour, label and `shift` (in rows, upwards) adds a second series to the same rows.
+    """
+    y = np.arange(len(rows))[::-1]
+    mean = np.array([i.mean for i in rows.values()])
+    low, high = (np.array([getattr(i, end) for i in rows.values()]) for end in ("low", "high"))
+    spread = [mean - low, high - mean]
+    ax.errorbar(mean, y + shift, xerr=spread, fmt="o", ms=4, color=colour, capsize=2, lw=1.2, label=label)
+    for name, control in (controls or {}).items():
+        ax.axvline(control.mean, color="0.5", ls=":", lw=1)
+        ax.text(control.mean, len(rows) - 0.5, f" {name}", rotation=90, fontsize=7, color="0.4", ha="right", va="top")
+    ax.set_yticks(y, rows)
+    ax.set(title=title, ylim=(-0.6, len(rows) - 0.4))
+    ax.grid(axis="y", color="0.92")
+    ax.set_axisbelow(True)
+
+
+def bands(
+    ax: Axes, x: Sequence[float], lines: Mapping[str, Sequence[Interval]], styles: Mapping[str, tuple[str, str]]
+) -> None:
+    """Several methods in one panel, {method: intervals over x}: means with their 95 % bands.
+
+    `styles` gives each method a colour and a line style; a method without one is left out.
+    """
+    for name, (colour, dashes) in styles.items():
+        if line := lines.get(name):
+            ax.plot(x, [i.mean for i in line], ls=dashes, lw=1.3, color=colour, label=name)
+            ax.fill_between(x, [i.low for i in line], [i.high for i in line], color=colour, alpha=0.13, lw=0)
+
+
+def matrix(ax: Axes, values: np.ndarray, labels: Sequence | None = None, title: str | None = None) -> AxesImage:
+    """A matrix of cosines, white at 0, red at 1, blue at -1, with a mark per row and column. Returns the image."""
+    drawn = ax.imshow(np.asarray(values), cmap="RdBu_r", vmin=-1, vmax=1)
+    marks = range(len(values)) if labels is None else labels
+    ax.set_xticks(range(len(values)), marks, fontsize=6.5)
+    ax.set_yticks(range(len(values)), marks, fontsize=6.5)
+    ax.tick_params(length=0, pad=1)
+    ax.set_title(title)
+    return drawn
+
+
+def station(ax: Axes, place: float, name: str, below: str, last: bool = False) -> None:
+    """A stop on the walk back: a box with a name at `place` on the axis of x, a text below it, an arrow to the next."""
+    ax.text(
+        place, 0.4, name, ha="center", va="center", fontsize=8, bbox={"boxstyle": "round", "fc": "0.95", "ec": "0.4"}
+    )
+    ax.text(place, -0.05, below, ha="center", va="top", fontsize=8, color="C0")
+    if not last:
+        ax.annotate("", (place + 0.62, 0.4), (place + 0.42, 0.4), arrowprops={"arrowstyle": "->", "color": "0.4"})

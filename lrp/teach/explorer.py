@@ -1,0 +1,294 @@
+"""The explorer: choose a network, an image, a class and rules by hand, and see the map with its books.
+
+`Explorer` turns a `State` into a `View` and knows no widget; `explore` puts controls around it.
+"""
+
+import base64
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from html import escape
+from inspect import signature
+
+import ipywidgets as widgets
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from .. import composites, rules
+from ..composites import Composite
+from ..data import models
+from ..engine import LRP
+from ..explanation import Explanation
+from ..seeds import Contrastive, Logit
+from . import figures
+from .drawings import PARTS
+
+COMPOSITES: dict[str, Callable[..., Composite]] = {  # the arguments of each are the sliders that act on it
+    "Epsilon": composites.Epsilon,
+    "γ everywhere": lambda gamma: Composite([("any", rules.Gamma(gamma))]),
+    "z⁺ everywhere": lambda: Composite([("any", rules.ZPlus())]),
+    "EpsilonPlus": composites.EpsilonPlus,
+    "EpsilonPlusFlat": composites.EpsilonPlusFlat,
+    "EpsilonGammaBox": composites.EpsilonGammaBox,
+    "EpsilonAlpha2Beta1": composites.EpsilonAlpha2Beta1,
+    "EpsilonAlpha2Beta1Flat": composites.EpsilonAlpha2Beta1Flat,
+}
+LEDGER = {"seed": "seed", "input": "pixels", "bias": "biases", "stabiliser": "stabiliser", "lost": "lost"}
+ROWS = (("network", "image", "composite"), ("target",), ("epsilon", "gamma", "contrast"))  # of controls
+PREDICTED = "predicted"
+FALLBACK = "Interactive explorer: run this notebook in JupyterLab (make lab) to move its sliders."
+
+# ---------------------------------------------------------------- what is asked for, and the answer
+
+
+@dataclass(frozen=True)
+class State:
+    """What is asked for: names of a network, an image and a composite, a class (None: the predicted one), its knobs."""
+
+    network: str
+    image: str
+    target: int | None = None
+    composite: str = "EpsilonGammaBox"
+    epsilon: float = 1e-3
+    gamma: float = 0.25
+    contrast: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """The answer: the image (3, H, W) in [0, 1], and its explanation with map, ledger and output."""
+
+    state: State
+    image: Tensor
+    explanation: Explanation
+
+    @property
+    def relevance(self) -> Tensor:
+        """The heat map, summed over channels: (H, W)."""
+        return self.explanation.relevance[0].sum(0)
+
+    @property
+    def target(self) -> int:
+        """The class that is explained."""
+        return int(self.explanation.target[0])
+
+    @property
+    def probabilities(self) -> Tensor:
+        """What the network believes, (K,)."""
+        return self.explanation.output[0].softmax(0)
+
+
+class Explorer:
+    """Networks {name: model}, named as in `models`, and images {name: (3, H, W) in [0, 1]}: states become views.
+
+    Raises ValueError where there is no network or no image.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], images: Mapping[str, Tensor]):
+        if not networks or not images:
+            raise ValueError("the explorer needs at least one network and one image: {name: model}, {name: image}")
+        self.networks, self.images = dict(networks), dict(images)
+        self.explainer = lru_cache(maxsize=64)(self._explainer)  # captured once, for all images and classes
+
+    def view(self, state: State) -> View:
+        """Explain what is asked for. Raises ValueError for a name that is not there, and what `LRP.explain` raises."""
+        for kind, there in (("network", self.networks), ("image", self.images), ("composite", COMPOSITES)):
+            if getattr(state, kind) not in there:
+                raise ValueError(f"no {kind} is called {getattr(state, kind)!r}: there are {', '.join(there)}")
+        knobs = tuple((name, getattr(state, name)) for name in tunable(state.composite))
+        model, image = self.networks[state.network], self.images[state.image]
+        x = models.normalizer(state.network)(image)[None].to(next(model.parameters()))
+        seed = Contrastive(positive=False) if state.contrast else Logit()
+        return View(state, image, self.explainer(state.network, state.composite, knobs).explain(x, state.target, seed))
+
+    def _explainer(self, network: str, composite: str, knobs: tuple[tuple[str, float], ...]) -> LRP:
+        make = COMPOSITES[composite]
+        box = dict(zip(("low", "high"), models.normalizer(network).bounds(), strict=True))
+        given = {name: bound for name, bound in box.items() if name in signature(make).parameters}
+        return LRP(self.networks[network], make(**given, **dict(knobs)))
+
+
+def tunable(composite: str) -> tuple[str, ...]:
+    """Which of epsilon and gamma a composite has."""
+    return tuple(name for name in ("epsilon", "gamma") if name in signature(COMPOSITES[composite]).parameters)
+
+
+# ---------------------------------------------------------------- pictures and words
+
+
+def draw_maps(view: View) -> Figure:
+    """The image beside its heat map, with the scale of colours."""
+    fig = Figure(figsize=(4.4, 2.1), layout="none")  # a layout that is sought anew would take half of the time
+    left, right = (fig.add_axes((x, 0.02, 0.41, 0.86)) for x in (0.005, 0.44))
+    figures.show_image(left, view.image, view.state.image)
+    contrast = ", contrast" if view.state.contrast else ""
+    drawn = figures.show_relevance(right, view.relevance, title=f"relevance for {view.target}{contrast}")
+    limit = drawn.norm.vmax
+    bar = fig.colorbar(drawn, cax=fig.add_axes((0.865, 0.1, 0.012, 0.7)))
+    bar.set_ticks([-limit, 0, limit], labels=[f"{-limit:.2g}\nagainst", "0", f"{limit:.2g}\nfor"])
+    bar.ax.tick_params(length=0)
+    return fig
+
+
+def draw_books(view: View) -> Figure:
+    """The probabilities of the classes, and where the seed went."""
+    fig = Figure(figsize=(3.2, 2.1), layout="none")
+    left, right = (fig.add_axes((x, 0.12, 0.29, 0.76)) for x in (0.06, 0.69))
+    probabilities = view.probabilities.tolist()
+    colours = ["0.2" if k == view.target else "0.7" for k in range(len(probabilities))]
+    left.barh([str(k) for k in range(len(probabilities))], probabilities, color=colours)
+    left.set(xlim=(0, 1), xticks=[0, 1], title="probability")
+    left.invert_yaxis()
+    _ledger(right, view.explanation.totals)
+    return fig
+
+
+def _ledger(ax: Axes, totals: Mapping[str, float]) -> None:
+    """One bar per entry of the ledger: the first is the sum of the others."""
+    colours = ["0.35", *(colour for _, colour in PARTS.values())]
+    ax.barh(range(len(LEDGER)), [totals[part] for part in LEDGER], 0.6, color=colours)
+    ax.set_yticks(range(len(LEDGER)), [f"{name} {_amount(totals[part])}" for part, name in LEDGER.items()])
+    ax.axvline(0, color="0.3", lw=0.6)
+    ax.tick_params(length=0)
+    ax.set(title="ledger", xticks=[])
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.invert_yaxis()
+
+
+def _amount(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # + 0.0: no minus before a zero
+
+
+def describe(view: View) -> tuple[str, str]:
+    """The heat map and the books in words, for those who do not see the pictures."""
+    state, R = view.state, view.relevance
+    knobs = "".join(f", {name} {getattr(state, name):.2g}" for name in tunable(state.composite))
+    y, x = divmod(int(R.argmax()), R.shape[1])
+    maps = (
+        f"Image {state.image} and its heat map: relevance for class {view.target}"
+        f"{' against all others' if state.contrast else ''} in {state.network} by {state.composite}{knobs}. "
+        f"Full colour at {float(R.abs().max()):.2g}; most evidence for it in row {y}, column {x}."
+    )
+    totals = view.explanation.totals
+    believed = ", ".join(f"{k} {100 * p:.0f} %" for k, p in enumerate(view.probabilities.tolist()) if p >= 0.005)
+    books = f"Probabilities: {believed}. Ledger: " + ", ".join(
+        f"{name} {_amount(totals[part])}" for part, name in LEDGER.items()
+    )
+    return maps, f"{books}."
+
+
+def page(view: View) -> str:
+    """A view as HTML: both pictures with their descriptions, and one line that says what they show."""
+    with mpl.rc_context(fname=figures.STYLE):
+        drawn = [_img(fig, alt) for fig, alt in zip((draw_maps(view), draw_books(view)), describe(view), strict=True)]
+    output, p = view.explanation.output[0], view.probabilities
+    line = (
+        f"{view.state.network} says {int(p.argmax())} ({100 * float(p.max()):.0f} %); "
+        f"the logit of class {view.target} is {_amount(float(output[view.target]))}."
+    )
+    return (
+        '<figure style="margin: 0"><div style="display: flex; flex-wrap: wrap">'
+        f"{''.join(drawn)}</div><figcaption>{escape(line)}</figcaption></figure>"
+    )
+
+
+def _img(fig: Figure, alt: str) -> str:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png")
+    width = round(110 * fig.get_figwidth())
+    source = base64.b64encode(buffer.getvalue()).decode()
+    style = "max-width: 100%; height: auto"
+    return f'<img src="data:image/png;base64,{source}" alt="{escape(alt)}" width="{width}" style="{style}">'
+
+
+# ---------------------------------------------------------------- controls
+
+
+class Panel(widgets.VBox):
+    """The explorer's controls above its pictures; `controls` are named as the fields of `State`."""
+
+    def __init__(self, explorer: Explorer):
+        self.explorer = explorer
+        self.controls = _controls(explorer)
+        self.shown = widgets.HTML()
+        for control in self.controls.values():
+            control.observe(self.update, "value")
+        row = widgets.Layout(display="flex", flex_flow="row wrap")
+        rows = [widgets.Box([self.controls[name] for name in names], layout=row) for names in ROWS]
+        super().__init__([*rows, self.shown])
+        self.update()
+
+    @property
+    def state(self) -> State:
+        """What the controls ask for."""
+        chosen = {name: control.value for name, control in self.controls.items()}
+        return State(**chosen | {"target": None if chosen["target"] == PREDICTED else int(chosen["target"])})
+
+    def update(self, _=None) -> None:
+        """Show what the controls ask for; an error takes the place of the pictures, and is raised."""
+        for knob in ("epsilon", "gamma"):
+            self.controls[knob].disabled = knob not in tunable(self.state.composite)
+        try:
+            self.shown.value = page(self.explorer.view(self.state))
+        except Exception as error:
+            self.shown.value = f'<p role="alert"><b>{type(error).__name__}</b>: {escape(str(error))}</p>'
+            raise
+
+    def __repr__(self):
+        return FALLBACK
+
+    def _repr_mimebundle_(self, **options) -> dict:
+        """The widget; where there is no kernel, its first pictures and a line that says what it is."""
+        return super()._repr_mimebundle_(**options) | {"text/html": f"{self.shown.value}<p>{FALLBACK}</p>"}
+
+
+def _controls(explorer: Explorer) -> dict[str, widgets.Widget]:
+    """One control per field of `State`, in that order."""
+    network, image = next(iter(explorer.networks)), next(iter(explorer.images))
+    start = State(network, image)
+    classes = len(explorer.view(start).probabilities)
+    wide, label = widgets.Layout(width="270px"), {"description_width": "75px"}
+    targets = [PREDICTED, *map(str, range(classes))]
+    return {
+        "network": widgets.Dropdown(
+            options=list(explorer.networks), description="network", tooltip="Which network is explained",
+            layout=wide, style=label,
+        ),
+        "image": widgets.Dropdown(
+            options=list(explorer.images), description="image", tooltip="What the network looks at",
+            layout=wide, style=label,
+        ),
+        "target": widgets.ToggleButtons(
+            options=targets, description="class", tooltips=[f"Explain class {name}" for name in targets],
+            tooltip="Which class the map speaks for", layout=widgets.Layout(width="auto", display="flex"),
+            style=label | {"button_width": "auto"},
+        ),
+        "composite": widgets.Dropdown(
+            options=list(COMPOSITES), value=start.composite, description="composite",
+            tooltip="Which rule stands in which layer", layout=wide, style=label,
+        ),
+        "epsilon": widgets.FloatLogSlider(
+            value=start.epsilon, min=-3, max=0, step=0.1, readout_format=".2g", description="ε",
+            tooltip="Stabiliser of the ε-rule, in units of each layer's rms", layout=wide, style=label,
+        ),
+        "gamma": widgets.FloatLogSlider(
+            value=start.gamma, min=-2, max=2, step=0.1, readout_format=".2g", description="γ",
+            tooltip="How much the γ-rule favours contributions of the unit's own sign", layout=wide, style=label,
+        ),
+        "contrast": widgets.Checkbox(
+            description="contrast", tooltip="Take away what speaks for all other classes", indent=True,
+            layout=wide, style=label,
+        ),
+    }  # fmt: skip
+
+
+def explore(networks: Mapping[str, nn.Module], images: Mapping[str, Tensor]) -> Panel:
+    """Controls for networks {name: model} and images {name: (3, H, W) in [0, 1]}, to stand last in a cell.
+
+    The names of networks are those of `lrp.data.models`, which knows how their input is normalised. Raises ValueError
+    where there is no network or no image.
+    """
+    return Panel(Explorer(networks, images))

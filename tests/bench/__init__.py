@@ -1,0 +1,1 @@
+"""Coverage and benchmarks: they measure the package beside its peers, and nothing imports them."""
