@@ -49,20 +49,17 @@ __all__ = [
     "seeds",
 ]
 
-_HOMES = {
-    **dict.fromkeys(("LRP", "quantus_explain"), "engine"),
-    **dict.fromkeys((name for name in __all__ if name.endswith(("Error", "Warning", "Operation"))), "errors"),
-    **{"Explanation": "explanation", "register": "kinds", "capture": "tracing"},
+_HOMES = {"LRP": "engine", "quantus_explain": "engine", "Explanation": "explanation", "register": "kinds"}
+_HOMES |= {"capture": "tracing"} | {
+    name: "errors" for name in __all__ if name.endswith(("Error", "Warning", "Operation"))
 }
-moved.answer(__name__)
 
 
 def __getattr__(name: str):
-    if name in _HOMES:
-        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    return moved.module(name)
+    if name not in __all__ or name in ("composites", "rules", "seeds"):
+        return moved.module(name)
+    globals()[name] = getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+    return globals()[name]
 
 
 def __dir__():

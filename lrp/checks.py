@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .errors import CaptureError, InputError, TargetError
 
-# how far graph and model, or seed and books, may differ, as a share of the largest output or the seed
+# how far graph and model, or seed and ledger, may differ, as a share of the largest output or the seed
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 
 
@@ -22,6 +22,15 @@ def mode(model: nn.Module) -> None:
             raise InputError(
                 f"{type(model).__name__} is to be explained, but {what} is in training mode: call model.eval() first"
             )
+
+
+def same_model(planned: nn.Module, model: nn.Module) -> None:
+    """Raise InputError for a plan that was made for another model."""
+    if planned is not model:
+        raise InputError(
+            f"this plan was made for another model ({type(planned).__name__}), not for this {type(model).__name__}: "
+            "make a new one, as LRP(model, composite) does"
+        )
 
 
 def tensor(x: Tensor, model: nn.Module) -> None:

@@ -1,10 +1,9 @@
 """What can go wrong, by name: every message says which thing it is about and how to go on."""
 
+import importlib
 import sys
 import warnings
 from pathlib import Path
-
-HOME = Path(__file__).parent
 
 
 class LRPError(Exception):
@@ -32,14 +31,15 @@ class DataError(LRPError):
 
 
 class LRPWarning(UserWarning):
-    """The explanation was computed, but its books do not balance as they should."""
+    """The explanation was computed, but its ledger does not balance as it should."""
 
 
-def warn(message: str) -> None:
-    """Give an LRPWarning that points at the caller's line: the nearest frame outside the package and torch."""
-    torch = sys.modules.get("torch")
-    inside = tuple(f"{home}/" for home in (HOME, *([Path(torch.__file__).parent] if torch else [])))
-    frame, level = sys._getframe(1), 2
+def warn(message: str, category: type[Warning] = LRPWarning) -> None:
+    """Give a warning at the caller's line: the nearest frame outside the package, torch and importlib."""
+    homes = [Path(__file__).parent, Path(importlib.__file__).parent]
+    homes += [Path(sys.modules["torch"].__file__).parent] if "torch" in sys.modules else []
+    inside, frame = ("<frozen importlib", *(f"{home}/" for home in homes)), sys._getframe(1)
     while frame.f_back and frame.f_code.co_filename.startswith(inside):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, LRPWarning, stacklevel=level)
+        frame = frame.f_back
+    seen = frame.f_globals.setdefault("__warningregistry__", {})
+    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, registry=seen)

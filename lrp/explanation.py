@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,47 +11,45 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .checks import TOLERANCE
+from .errors import LRPError, warn
+
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("relevance_out", "relevance_in", "bias", "stabiliser", "lost")
+AMOUNTS = ("relevance_out", "relevance_in", "bias", "stabiliser", "lost")
 
 
 @dataclass
-class Entry:
-    """The books of one node; amounts are (T, N): what arrived from above, was handed down, and was kept."""
+class Row:
+    """One node's row of the ledger. Amounts are (T, N): what arrived, what was handed down, what stayed there."""
 
     name: str
     kind: str
     rule: str
     relevance_out: Tensor
-    relevance_in: Tensor
+    relevance_in: Tensor | float = 0.0
     bias: Tensor | float = 0.0
     stabiliser: Tensor | float = 0.0
 
     @property
     def lost(self) -> Tensor:
-        """What is left when everything known is accounted for."""
+        """What arrived, less all that is accounted for."""
         return self.relevance_out - self.relevance_in - self.bias - self.stabiliser
 
     @property
     def finite(self) -> bool:
         """Are all amounts numbers?"""
-        return all(bool(torch.isfinite(torch.as_tensor(getattr(self, amount))).all()) for amount in COLUMNS)
+        return all(bool(torch.isfinite(torch.as_tensor(getattr(self, amount))).all()) for amount in AMOUNTS)
 
     @classmethod
-    def joined(cls, entries: Sequence[Entry]) -> Entry:
-        """The books of one node from those of walks with targets of their own."""
-        first, *others = entries
-        if not others:
-            return first
+    def joined(cls, rows: Sequence[Row]) -> Row:
+        """One node's row from those of walks with targets of their own."""
 
         def join(amount: str) -> Tensor:
-            return torch.cat(
-                [e.relevance_out.new_zeros(()) + getattr(e, amount) + e.relevance_out * 0 for e in entries]
-            )
+            return torch.cat([r.relevance_out * 0 + getattr(r, amount) for r in rows])
 
-        return cls(first.name, first.kind, first.rule, *(join(amount) for amount in COLUMNS[:-1]))
+        return cls(rows[0].name, rows[0].kind, rows[0].rule, *(join(amount) for amount in AMOUNTS[:-1]))
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Explanation:
         output: the network's output (N, K), or that of the module at which relevance started.
         target: the classes that were explained, (N,) or (T, N); None where a tensor was the seed or a unit in space.
         layers: {name: relevance at the output of that module}, (N, ...) or (T, N, ...).
-        entries: the books, node by node from the output to the input, with amounts per target and sample.
+        rows: the ledger's rows, from the output to the input, with amounts per target and sample.
         seed: relevance at the start, (T, N).
         received: relevance that arrived at the input, (T, N).
         magnitude: sum of |relevance| at the start, the yardstick for what is lost, (T, N).
@@ -71,72 +71,99 @@ class Explanation:
     output: Tensor
     target: Tensor | None
     layers: dict[str, Tensor] = field(default_factory=dict)
-    entries: list[Entry] = field(default_factory=list, repr=False)
+    rows: list[Row] = field(default_factory=list, repr=False)
     seed: Tensor | None = None
     received: Tensor | None = None
     magnitude: Tensor | None = None
 
     @property
     def ledger(self) -> pd.DataFrame:
-        """One row per node, from output to input, summed over targets and samples; `books` keeps them apart.
+        """One row per node, from output to input, summed over targets and samples; `ledger_of` takes them apart.
 
         Columns: kind, rule, relevance_out (arrived from above), relevance_in (handed down), bias and stabiliser
-        (kept by them), lost (what is left). Seed = input + all biases + all stabilisers + lost.
+        (what they keep), lost (the rest). Seed = input + all biases + all stabilisers + lost.
         """
-        return self.books()
+        return self.ledger_of()
 
-    def books(self, target: int | None = None, sample: int | None = None) -> pd.DataFrame:
+    def ledger_of(self, target: int | None = None, sample: int | None = None) -> pd.DataFrame:
         """The ledger of one target and sample (None: summed over all)."""
         import pandas as pd
 
-        def amount(value: Tensor | float, entry: Entry) -> float:
-            value = torch.as_tensor(value, device=entry.relevance_out.device).expand_as(entry.relevance_out)
+        def amount(value: Tensor | float, row: Row) -> float:
+            value = torch.as_tensor(value, device=row.relevance_out.device).expand_as(row.relevance_out)
             value = value if target is None else value[target : target + 1]
             return float((value if sample is None else value[:, sample]).sum())
 
-        rows = [
-            {"node": e.name, "kind": e.kind, "rule": e.rule} | {c: amount(getattr(e, c), e) for c in COLUMNS}
-            for e in self.entries
+        table = [
+            {"node": r.name, "kind": r.kind, "rule": r.rule} | {a: amount(getattr(r, a), r) for a in AMOUNTS}
+            for r in self.rows
         ]
-        return pd.DataFrame(rows, columns=["node", "kind", "rule", *COLUMNS]).set_index("node")
+        return pd.DataFrame(table, columns=["node", "kind", "rule", *AMOUNTS]).set_index("node")
+
+    def books(self, target: int | None = None, sample: int | None = None) -> pd.DataFrame:
+        """The old name of `ledger_of`."""
+        warnings.warn("Explanation.books is now ledger_of", DeprecationWarning, stacklevel=2)
+        return self.ledger_of(target, sample)
+
+    @property
+    def entries(self) -> list[Row]:
+        """The old name of `rows`."""
+        warnings.warn("Explanation.entries is now rows", DeprecationWarning, stacklevel=2)
+        return self.rows
+
+    def sum_of(self, part: str) -> Tensor:
+        """What "bias", "stabiliser" or "lost" took on the whole way, (T, N).
+
+        Lost is seed - input - biases - stabilisers: what nodes lost, and what cancelled between them. (Where parts of
+        opposite sign, far larger than the seed, meet at a node, the seed drowns in their rounding, and no node lost it.)
+        """
+        if part == "lost":
+            return self.seed - self.received - self.sum_of("bias") - self.sum_of("stabiliser")
+        return sum((getattr(row, part) for row in self.rows), self.seed * 0)
 
     def share(self, part: str) -> Tensor:
-        """Share of the seed that "bias", "stabiliser" or "lost" kept on the whole way, (T, N)."""
-        whole = self.missing if part == "lost" else sum(torch.as_tensor(getattr(e, part)) for e in self.entries)
-        return whole / self.seed
+        """The same as a share of the seed."""
+        return self.sum_of(part) / self.seed
 
     @property
     def totals(self) -> dict[str, float]:
         """Where the seed went: {"seed", "input", "bias", "stabiliser", "lost"}, over all targets and samples."""
-        bias, stabiliser = (
-            float(sum(torch.as_tensor(getattr(e, part)).sum() for e in self.entries)) for part in ("bias", "stabiliser")
-        )
         ends = {"seed": float(self.seed.sum()), "input": float(self.received.sum())}
-        return ends | {"bias": bias, "stabiliser": stabiliser, "lost": float(self.missing.sum())}
-
-    @property
-    def missing(self) -> Tensor:
-        """What reached neither the input nor a bias nor a stabiliser: seed - input - biases - stabilisers, (T, N).
-
-        It is the sum of what the nodes lost, and what cancelled between them: where parts of opposite sign, far larger
-        than the seed, meet at a node with several readers, the seed drowns in their rounding and no node lost it.
-        """
-        return self.seed - self.received - sum(entry.bias + entry.stabiliser for entry in self.entries)
+        return ends | {part: float(self.sum_of(part).sum()) for part in ("bias", "stabiliser", "lost")}
 
     @property
     def imbalance(self) -> float:
         """Largest loss of a target and sample as a share of its seed: by the nodes, each by magnitude, or in all."""
-        losses = sum((self.loss(entry) for entry in self.entries), self.as_share(self.missing) * 0)
-        return float(torch.maximum(losses, self.as_share(self.missing)).max())
-
-    def loss(self, entry: Entry) -> Tensor:
-        """|lost| of a node as a share of the seed's magnitude: (T, N)."""
-        return self.as_share(entry.lost)
+        by_nodes = sum((self.as_share(row.lost) for row in self.rows), self.seed * 0)
+        return float(torch.maximum(by_nodes, self.as_share(self.sum_of("lost"))).max())
 
     def as_share(self, amount: Tensor | float) -> Tensor:
         """An amount, whatever its sign, as a share of the seed's magnitude: (T, N)."""
-        return torch.as_tensor(amount, device=self.magnitude.device).abs() / self.magnitude.clamp(
-            min=torch.finfo(self.magnitude.dtype).tiny
+        amount = torch.as_tensor(amount, device=self.magnitude.device)
+        return amount.abs() / self.magnitude.clamp(min=torch.finfo(self.magnitude.dtype).tiny)
+
+    def audit(self, dtype: torch.dtype) -> None:
+        """Raise LRPError for a result that is not finite; warn where the ledger does not balance."""
+        imbalance = self.imbalance
+        if not (torch.isfinite(self.relevance).all() and math.isfinite(imbalance)):
+            first = next((row.name for row in self.rows if not row.finite), "input")
+            wider = torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
+            raise LRPError(
+                f"relevance is not finite from node `{first}` on: give its layer a stabler rule (a larger epsilon, "
+                f"ZPlus, or Gamma) by overrides={{'{first}': ...}}; or the values there are too large or too small for "
+                f"{dtype}, so scale the input, or use {str(wider).removeprefix('torch.')}"
+            )
+        if imbalance > TOLERANCE[dtype]:
+            warn(f"{100 * imbalance:.2g} % of the relevance is unaccounted for, {self._where_lost()}; see .ledger")
+
+    def _where_lost(self) -> str:
+        worst = max(self.rows, key=lambda row: float(self.as_share(row.lost).max()))
+        if 2 * float(self.as_share(worst.lost).max()) >= float(self.as_share(self.sum_of("lost")).max()):
+            return f"most of it at node `{worst.name}` ({worst.rule})"
+        signed = max(self.rows, key=lambda row: float(self.as_share(row.stabiliser).max()))
+        return (
+            "at no single node: parts of opposite sign, far larger than the seed, cancel where paths meet, as behind "
+            f"node `{signed.name}` ({signed.rule}); a rule without signs there keeps it"
         )
 
     def __repr__(self):

@@ -10,12 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-import torch
 from torch import nn
 
 from . import kinds as v
 from .errors import InputError
-from .operators import Addition, Averaging, Convolution, Dense, Operator, Scaling
 
 
 @dataclass(eq=False, repr=False)
@@ -59,29 +57,12 @@ class Node:
         """The node's module, or what stands for it where it is a functional call: the arguments as attributes."""
         return self.module or SimpleNamespace(**_layer(self.op, fill((self.args, self.kwargs), values)))
 
-    def operator(self, values: dict["Node", object], local=None) -> Operator:
-        """The linear map of this node; `local` is the vector-Jacobian product of an average."""
-        if self.kind in v.WEIGHTED:
-            layer = self.layer(values)
-            if self.kind == v.DENSE:
-                return Dense(layer, self.norm)
-            return Convolution(layer, self.norm, transposed="transpose" in self.op)
-        if self.kind == v.BATCHNORM:
-            return Scaling(self.layer(values))
-        like = values[self.inputs[0]]
-        if self.kind == v.ADD:
-            as_like = {"dtype": like.dtype, "device": like.device}
-            terms = [sign * torch.as_tensor(fill(c, values), **as_like).detach() for sign, c in self.constants]
-            constant = sum(terms) if terms else None
-            return Addition(list(self.signs), constant, like)
-        return Averaging(lambda xs: self.run(values | dict(zip(self.inputs, xs, strict=True))), local, like)
-
 
 class Graph:
     """The nodes of a network in the order of computation, with its input, its output and their names."""
 
-    def __init__(self, nodes: list[Node], output: Node, modules: dict[str, Node]):
-        self.nodes, self.output = nodes, output
+    def __init__(self, nodes: list[Node], output: Node, modules: dict[str, Node], model: nn.Module):
+        self.nodes, self.output, self.model = nodes, output, model
         self.input = next(node for node in nodes if node.kind == v.INPUT)
         self.modules = modules  # module path -> the node whose value the module returned
         self.names = {name: node for node in nodes for name in (node.name, *node.aliases)}
@@ -154,7 +135,7 @@ def fold(graph: Graph) -> Graph:
             replaced[node] = layer
     nodes = [node for node in graph.nodes if node not in replaced]
     modules = {path: replaced.get(node, node) for path, node in graph.modules.items()}
-    return Graph(nodes, replaced.get(graph.output, graph.output), modules)
+    return Graph(nodes, replaced.get(graph.output, graph.output), modules, graph.model)
 
 
 def references(args) -> list[Node]:
@@ -196,6 +177,7 @@ def ancestors(node: Node) -> set[Node]:
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+CONVOLUTIONS = {f"conv{way}{d}d": (d, bool(way)) for d in (1, 2, 3) for way in ("", "_transpose")}
 _LRN = ("input", "size", "alpha", "beta", "k")
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 
@@ -211,8 +193,7 @@ def _layer(op: str, arguments: tuple[tuple, dict]) -> dict:
         return {"alpha": 1e-4, "beta": 0.75, "k": 1.0} | dict(zip(_LRN, args)) | kwargs  # noqa: B905
     if op == "linear":
         return {"bias": None} | dict(zip(_CONV, args)) | kwargs  # noqa: B905
-    transposed = "transpose" in op
-    dims = int(op[-2])
+    dims, transposed = CONVOLUTIONS[op]
     given = dict(zip(_CONV_TRANSPOSE if transposed else _CONV, args)) | kwargs  # noqa: B905
     defaults = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
     sizes = {k: given.get(k, d) for k, d in defaults.items()}

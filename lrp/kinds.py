@@ -95,6 +95,8 @@ KEEPS_SIGN_NAMES = {"identity", "clone", "detach", "contiguous", "to"} | {
     f"{kind}{d}" for kind in ("dropout", "stochastic_depth", "stochasticdepth") for d in ("", "1d", "2d", "3d")
 }
 GATES = {"sigmoid", "hardsigmoid", "softmax"}  # a factor made by one of these is the gate of a product
+SOFTMAXES = {"softmax", "log_softmax", "softmin", "logsoftmax", "softmax2d", "gumbel_softmax"}
+DIVISIONS = {"div", "truediv", "true_divide", "divide"}
 PIECEWISE = {"chunk", "split", "unbind"}
 _INPLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}
 _HOMES = (torch, F, operator, torch._C._nn, Tensor)

@@ -64,14 +64,14 @@ class Operator:
     def forward(self, xs: list[Tensor], w: Tensor, b: Tensor | None) -> Tensor:
         """The layer itself, bias included."""
         z = self.apply(xs, w)
-        return z if b is None else z + self.spread(b, z)
+        return z if b is None else z + self.broadcast(b, z)
 
-    def spread(self, b: Tensor, z: Tensor) -> Tensor:
+    def broadcast(self, b: Tensor, z: Tensor) -> Tensor:
         """View the bias (C,) so that it broadcasts over the output z (N, C, ...)."""
         return b.view(-1, *[1] * (z.dim() - 2))
 
-    def kept(self, b: Tensor, s: Tensor) -> Tensor:
-        """What the bias keeps of s (T, N, ...): sum of s b, (T, N)."""
+    def bias_share(self, b: Tensor, s: Tensor) -> Tensor:
+        """The part of s (T, N, ...) that the bias receives: sum of s b, (T, N)."""
         return s.reshape(*s.shape[:3], -1).sum(3) @ b
 
 
@@ -81,9 +81,8 @@ class Convolution(Operator):
     `layer` is a module or anything with its attributes; `norm` a BatchNorm that follows and is folded in.
     """
 
-    def __init__(self, layer, norm: nn.Module | None = None, transposed: bool | None = None):
-        self.layer, self.norm = layer, norm
-        self.transposed = layer.transposed if transposed is None else transposed
+    def __init__(self, layer, norm: nn.Module | None = None):
+        self.layer, self.norm, self.transposed = layer, norm, layer.transposed
         self.dims = len(layer.stride)
         self.name = f"conv_transpose{self.dims}d" if self.transposed else f"conv{self.dims}d"
         self.pads, self.padding = self._paddings()
@@ -174,10 +173,10 @@ class Dense(Operator):
     def transpose(self, s, w, xs):
         return [s @ w]
 
-    def spread(self, b, z):
+    def broadcast(self, b, z):
         return b
 
-    def kept(self, b, s):
+    def bias_share(self, b, s):
         return (s @ b).reshape(*s.shape[:2], -1).sum(2)
 
 
@@ -191,15 +190,15 @@ class Scaling(Operator):
         return scale_and_shift(self.norm)
 
     def apply(self, xs, w):
-        return xs[0] * self.spread(w, xs[0])
+        return xs[0] * self.broadcast(w, xs[0])
 
     def transpose(self, s, w, xs):
-        return [s * self.spread(w, xs[0])]
+        return [s * self.broadcast(w, xs[0])]
 
     def forward(self, xs, w, b):
         if b is None:
             return self.apply(xs, w)
-        return torch.addcmul(self.spread(b, xs[0]), xs[0], self.spread(w, xs[0]))
+        return torch.addcmul(self.broadcast(b, xs[0]), xs[0], self.broadcast(w, xs[0]))
 
 
 class Addition(Operator):
@@ -211,9 +210,8 @@ class Addition(Operator):
 
     cacheable = fresh = False
 
-    def __init__(self, signs: list[float], constant: Tensor | None, like: Tensor):
+    def __init__(self, signs: list[float], constant: Tensor | None):
         self.signs, self.constant = signs, constant
-        self.like = like
 
     def weights(self):
         return torch.tensor(self.signs, dtype=torch.float64), self.constant
@@ -225,10 +223,10 @@ class Addition(Operator):
     def transpose(self, s, w, xs):
         return [reduce_to(s if v == 1 else s * v, x) for x, v in zip(xs, w.tolist(), strict=True)]
 
-    def spread(self, b, z):
+    def broadcast(self, b, z):
         return b
 
-    def kept(self, b, s):
+    def bias_share(self, b, s):
         return (s * b).reshape(*s.shape[:2], -1).sum(2)
 
 

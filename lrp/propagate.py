@@ -1,6 +1,19 @@
-"""One step of the walk: a rule applied at a linear node. The numerics of LRP live here and nowhere else."""
+"""A rule at one linear map: how relevance is shared among the inputs. The numerics of LRP live here and nowhere else.
+
+For each group of a rule, with coefficient c and parts (x_p, w_p) of input and weight (`lrp.rules`)::
+
+    z = sum of apply(x_p, w_p) + b_p          the group's denominator
+    s = c R / z                               relevance per unit of contribution
+    R_i += x_p * transpose(s, w_p)            what the inputs receive
+    bias += sum of s b_p                      what the bias receives
+
+Two ways to divide. Where all contributions of a group have one sign (`one_sided`), z is zero only where nothing
+contributes: division is exact, and such units go to the other groups, or to the rule's fallback. Otherwise
+contributions may cancel, and z is moved away from zero (`stabilise`); what that costs is counted.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,35 +50,46 @@ def total(t: Tensor) -> Tensor:
     return t.reshape(*t.shape[:2], -1).sum(-1, dtype=torch.float32 if t.element_size() < 4 else t.dtype).double()
 
 
-class Step:
-    """A rule at one linear node: what it makes of the inputs, and how any relevance is shared there.
+@dataclass
+class Shares:
+    """What becomes of relevance at a node: one (T, N, ...) per input, and what bias and stabiliser keep, (T, N)."""
 
-    `z` is the node's output as the rule is to see it, without the bias if that is excluded (None: not known). What
-    does not depend on the relevance is worked out when it is first asked for.
+    relevance: list[Tensor]
+    bias: Tensor | float = 0.0
+    stabiliser: Tensor | float = 0.0
+
+
+@dataclass
+class Applied:
+    """A rule at a linear map with inputs `xs`.
+
+    `z` is the map's output as the rule is to see it, without the bias if that is excluded (None: not known).
+    `parts` holds parts of the weight from earlier calls. `nonnegative` says which inputs are known to be >= 0.
+    What does not depend on relevance is worked out when it is first needed, and used again if `back` is called again.
     """
 
-    def __init__(
-        self,
-        rule: Rule,
-        operator: Operator,
-        xs: list[Tensor],
-        z: Tensor | None,
-        weights: tuple[Tensor, Tensor | None],
-        parts: dict,
-        absorb: bool = True,
-        nonnegative: Sequence[bool] = (),
-    ):
-        self.rule, self.operator, self.xs, self.z = rule, operator, xs, z
-        self.w, self.b = weights
-        self.parts, self.absorb, self.keep = parts, absorb, False
-        self.nonnegative = nonnegative or [False] * len(xs)  # which inputs are known to be >= 0
-        self.made: dict = {}  # parts of the inputs
-        self.measured: dict[Group, Tensor] = {}
-        self.prepared: dict[Group, tuple] = {}
+    rule: Rule
+    operator: Operator
+    xs: list[Tensor]
+    z: Tensor | None
+    weights: tuple[Tensor, Tensor | None]
+    parts: dict
+    absorb: bool = True
+    nonnegative: Sequence[bool] = ()
+
+    def __post_init__(self):
+        self.w, self.b = self.weights
+        self.nonnegative = self.nonnegative or [False] * len(self.xs)
+        self.inputs: dict = {}  # parts of the inputs
+        self.measured: dict[Group, Tensor] = {}  # denominators that `forward` has worked out
+        self.prepared: dict[Group, tuple] = {}  # denominators made safe to divide by
         self.divisors: tuple = ()
+        self.again = False  # will `back` be called again? Then nothing that it needs may be overwritten
+
+    # ------------------------------------------------------------ denominators
 
     def _weight(self, part) -> Tensor | None:
-        """A part of the weight, kept for the next call; None where a fixed weight has no such part."""
+        """A part of the weight, stored for the next call; None where a fixed weight has no such part."""
         if part not in self.parts:
             w = part(self.w)
             self.parts[part] = None if w.dim() == 0 and w == 0 else w
@@ -77,15 +101,16 @@ class Step:
             return self.xs
         if part is neg and all(self.nonnegative):
             return None
-        if part not in self.made:
+        if part not in self.inputs:
             known = part in (pos, magnitude)
-            self.made[part] = [x if known and n else part(x) for x, n in zip(self.xs, self.nonnegative, strict=True)]
-        return self.made[part]
+            self.inputs[part] = [x if known and n else part(x) for x, n in zip(self.xs, self.nonnegative, strict=True)]
+        return self.inputs[part]
 
     def _bias(self, group: Group) -> Tensor | None:
         return group.bias(self.b) if self.absorb and group.bias and self.b is not None else None
 
     def _terms(self, group: Group) -> list[tuple[list[Tensor], Tensor]]:
+        """The pairs (input part, weight part) of a group that do not vanish."""
         pairs = [(self._inputs(part.x), self._weight(part.w)) for part in group.parts]
         return [(xs, w) for xs, w in pairs if xs is not None and w is not None]
 
@@ -104,97 +129,121 @@ class Step:
         terms, b = self._terms(group), self._bias(group)
         if not terms:
             z = torch.zeros_like(self.output())
-            return z if b is None else z + self.operator.spread(b, z)
+            return z if b is None else z + self.operator.broadcast(b, z)
         z = self.operator.forward(*terms[0], b)
         for xs, w in terms[1:]:
             z = z + self.operator.apply(xs, w)
         return z
 
     def forward(self) -> Tensor:
-        """The node's output as the sum of its groups, which are kept for the walk: their rule divides by them anyway.
+        """The map's output as the sum of its groups. They are stored: the rule divides by them on the way back.
 
         Only for rules whose groups together are z (`complete`): it spares the pass that would compute z itself.
         """
         for _, group in self.rule.groups:
             self.measured[group] = self.measure(group)
-        first, *others = self.measured.values()
-        z = first + sum(others[1:], others[0])
-        return z if self.absorb or self.b is None else z.add_(self.operator.spread(self.b, z))
+        first, second, *more = self.measured.values()
+        z = first + second
+        for other in more:
+            z = z + other
+        return z if self.absorb or self.b is None else z.add_(self.operator.broadcast(self.b, z))
 
-    def share(self, R: Tensor, keep: bool = False) -> "Shares":
-        """Share relevance R (T, N, ...) among the inputs by the rule; `keep` what was worked out for another call."""
-        self.keep = keep
-        shares = Shares(self.operator, len(self.xs))
-        (self._share_exactly if self.rule.one_sided else self._share_stabilised)(R, shares)
-        return shares.finish(self.xs, R)
+    # ------------------------------------------------------------ shares
 
-    def _send(self, group: Group, s: Tensor, shares: "Shares") -> None:
-        """Hand s = c R / z (T, N, ...) down to the group's contributions, and the bias its share."""
+    def back(self, R: Tensor, last: bool = True) -> Shares:
+        """Share relevance R (T, N, ...) among the inputs by the rule; `last` says that no further call follows."""
+        self.again, self.bias, self.stabiliser, self.backs = not last, 0.0, 0.0, {}
+        (self._exactly if self.rule.one_sided else self._stabilised)(R)
+        relevance: list[Tensor | None] = [None] * len(self.xs)
+        for xs, backs in self.backs.values():
+            for k, (x, back) in enumerate(zip(xs, backs, strict=True)):
+                share = back.mul_(x) if self.operator.fresh else x * back
+                relevance[k] = share if relevance[k] is None else relevance[k] + share
+        self.backs = {}
+        nothing = (R.new_zeros(len(R), *x.shape) if r is None else r for r, x in zip(relevance, self.xs, strict=True))
+        return Shares(list(nothing), self.bias, self.stabiliser)
+
+    def _send(self, group: Group, s: Tensor) -> None:
+        """Hand s = c R / z (T, N, ...) down to the group's contributions, and the bias its share.
+
+        What comes back to one part of the inputs is added up first, and multiplied by that part once, in `back`.
+        """
         for xs, w in self._terms(group):
-            shares.add(xs, self.operator.transpose(s, w, xs))
+            backs = self.operator.transpose(s, w, xs)
+            if id(xs) in self.backs:
+                pairs = zip(self.backs[id(xs)][1], backs, strict=True)
+                backs = [a.add_(b) if self.operator.fresh else a + b for a, b in pairs]
+            self.backs[id(xs)] = xs, backs
         b = self._bias(group)
         if b is not None:
-            shares.bias = shares.bias + self.operator.kept(b, s).double()
+            self.bias = self.bias + self.operator.bias_share(b, s).double()
 
-    def _ours(self, z: Tensor) -> bool:
-        """May z be overwritten: new memory that nobody asks for again? (A sum of one term may be that term.)"""
-        others = [self.z, *self.xs, *(x for made in self.made.values() for x in made)]
-        return not self.keep and not any(z is other for other in others)
+    def _owned(self, z: Tensor) -> bool:
+        """May z be overwritten? It must be new memory that is not read again; a sum of one term may be that term."""
+        read = [self.z, *self.xs, *(x for made in self.inputs.values() for x in made)]
+        return not self.again and not any(z is other for other in read)
 
-    def _over(self, c: float, R: Tensor, z: Tensor) -> Tensor:
+    def _divided(self, c: float, R: Tensor, z: Tensor) -> Tensor:
         """c R / z, written over z where that may be."""
         divisor = z[None]
-        out = divisor if len(R) == 1 and self._ours(z) else torch.empty_like(R)
+        out = divisor if len(R) == 1 and self._owned(z) else torch.empty_like(R)
         if c == 1:
             return torch.div(R, divisor, out=out)
         return torch.addcdiv(R.new_zeros(()), R, divisor, value=c, out=out)
 
-    def _kept(self, group: Group, prepare) -> tuple:
-        """What `prepare` makes of the group's sums, once."""
+    def _prepare(self, group: Group, make) -> tuple:
+        """What `make` makes of the group's denominator, once."""
         if group in self.prepared:
             return self.prepared[group]
-        made = prepare(self.measure(group))
+        made = make(self.measure(group))
         self.measured.pop(group, None)
-        if self.keep:
+        if self.again:
             self.prepared[group] = made
         return made
 
-    def _share_stabilised(self, R: Tensor, shares: "Shares") -> None:
-        z, rule = self.output(), self.rule
-        for c, group in rule.groups:
+    def _stabilised(self, R: Tensor) -> None:
+        """Division where contributions may cancel: by z moved away from zero."""
+
+        def moved(z: Tensor) -> tuple[Tensor, Tensor]:
+            z_s = stabilise(z, self.rule.epsilon, self.rule.relative)
+            return z_s, z_s - z
+
+        for c, group in self.rule.groups:
             R_g = R if c == 1 else c * R
             if group.where:
+                z = self.output()
                 R_g = R_g * (z >= 0 if group.where > 0 else z < 0)
                 if _nothing(R_g):
                     continue
-            z_s, gap = self._kept(group, lambda z: _stabilised(z, rule))
+            z_s, gap = self._prepare(group, moved)
             s = R_g / z_s
-            self._send(group, s, shares)
-            shares.stabiliser = shares.stabiliser + total(s * gap)
+            self._send(group, s)
+            self.stabiliser = self.stabiliser + total(s * gap)
 
-    def _share_exactly(self, R: Tensor, shares: "Shares") -> None:
+    def _exactly(self, R: Tensor) -> None:
+        """Division where contributions of a group have one sign. Units with nothing to divide by take the fallback."""
         if not self.divisors:
             self.divisors = self._divide()
         divisors, empty = self.divisors
         for c, group, z in divisors:
-            self._send(group, self._over(c, R, z), shares)
+            self._send(group, self._divided(c, R, z))
         if empty is None:
             return
         left = R * empty
         for group in self.rule.fallback:
             if _nothing(left):
                 return
-            z, dead = self._kept(group, self._without_dead)
-            self._send(group, left / z, shares)
+            z, dead = self._prepare(group, self._without_dead)
+            self._send(group, left / z)
             left = left * dead
-        if not _nothing(left):  # what no input is connected to is its bias alone (edges of transposed convolutions)
-            shares.bias = shares.bias + total(left * (self.measure(EQUAL) == 0))
+        if not _nothing(left):  # no input is connected there, the unit is its bias (edges of transposed convolutions)
+            self.bias = self.bias + total(left * (self.measure(EQUAL) == 0))
 
     def _divide(self) -> tuple[list[tuple[float, Group, Tensor]], Tensor | None]:
         """The groups with their divisors, infinite at units where a group is empty, and where all of them are.
 
-        What an empty group would have given, the others give: as c of them all adds up to 1, alpha or -beta alone is
-        divided by itself.
+        The other groups give what an empty group would have given. All c add up to 1, so where only one group is left,
+        its c is divided by itself.
         """
         groups = self.rule.groups
         zs = [self.measure(group) for _, group in groups]
@@ -212,45 +261,7 @@ class Step:
     def _without_dead(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z, infinite where it is no more than rounding noise, and where that is."""
         dead = _dead(z)
-        return z.masked_fill_(dead, torch.inf) if self._ours(z) else z.masked_fill(dead, torch.inf), dead
-
-
-class Shares:
-    """What becomes of relevance at a node: `relevance`, one (T, N, ...) per input, what `bias` and `stabiliser` kept.
-
-    Contributions to the same part of the inputs are added up first, and multiplied by that part once.
-    """
-
-    def __init__(self, operator: Operator, inputs: int):
-        self.fresh = operator.fresh
-        self.backs: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
-        self.relevance: list[Tensor | None] = [None] * inputs
-        self.bias = self.stabiliser = 0.0
-
-    def add(self, xs: list[Tensor], backs: list[Tensor]) -> None:
-        """Take in what came back along the connections, to be multiplied by xs."""
-        if id(xs) in self.backs:
-            earlier = self.backs[id(xs)][1]
-            backs = [a.add_(b) if self.fresh else a + b for a, b in zip(earlier, backs, strict=True)]
-        self.backs[id(xs)] = (xs, backs)
-
-    def finish(self, inputs: list[Tensor], R: Tensor) -> "Shares":
-        """Multiply and add up."""
-        for xs, backs in self.backs.values():
-            for k, (x, back) in enumerate(zip(xs, backs, strict=True)):
-                share = back.mul_(x) if self.fresh else x * back
-                self.relevance[k] = share if self.relevance[k] is None else self.relevance[k] + share
-        self.backs.clear()
-        for k, x in enumerate(inputs):
-            if self.relevance[k] is None:
-                self.relevance[k] = R.new_zeros(len(R), *x.shape)
-        return self
-
-
-def _stabilised(z: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """z moved away from zero, and by how much."""
-    z_s = stabilise(z, rule.epsilon, rule.relative)
-    return z_s, z_s - z
+        return z.masked_fill_(dead, torch.inf) if self._owned(z) else z.masked_fill(dead, torch.inf), dead
 
 
 def _noise(z: Tensor) -> tuple[Tensor, Tensor]:

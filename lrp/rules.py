@@ -1,11 +1,11 @@
-"""The rules: each says, as data, among which contributions a unit shares its relevance.
+r"""The rules: each says, as data, among which contributions a unit shares its relevance.
 
 At a linear node z_j = sum_i x_i w_ij + b_j. A rule is a short list of groups, each a coefficient c and a sum of
-(input part, weight part) products; per group the engine computes
+(input part, weight part) products; per group the engine (`lrp.propagate`) computes
 
-    z = sum of apply(x_p, w_p) + b_p,      R_i += x_p * transpose(c R / z, w_p).
+.. math:: z = \sum \mathrm{apply}(x_p, w_p) + b_p, \qquad R_i \mathrel{+}= x_p \, \mathrm{transpose}(c R / z, w_p).
 
-A new rule is a new row of this table (x+ = max(x, 0), x- = min(x, 0), likewise w+ and w-):
+A new rule is a new row of this table (x+ = max(x, 0), x- = min(x, 0), likewise w+ and w-)::
 
     Epsilon     (x, w)
     ZPlus       (x+, w+) + (x-, w-)
@@ -16,11 +16,9 @@ A new rule is a new row of this table (x+ = max(x, 0), x- = min(x, 0), likewise 
     Flat        (1, 1)
     Ratio       (|x|, |w|)
 
-The same rules work at additions, whose weights are 1: `Epsilon` is the signed rule, `Flat` the symmetric split,
-`Ratio` the split by magnitude.
-
-Biases: with `bias="absorb"` the bias stands in the denominator, in the part that the group names, and keeps its
-share. With `bias="exclude"` it is left out and the inputs share everything.
+At additions the weights are 1: there `Epsilon` is the signed rule, `Flat` the symmetric split, `Ratio` the split by
+magnitude. With `bias="absorb"` the bias stands in the denominator, in the part that the group names, and keeps its
+share; with `bias="exclude"` it is left out, and the inputs share everything.
 """
 
 from collections.abc import Callable
@@ -46,19 +44,12 @@ def neg(t: Tensor) -> Tensor:
     return t.clamp(max=0)
 
 
-def magnitude(t: Tensor) -> Tensor:
-    """|t|."""
-    return t.abs()
-
-
 def square(t: Tensor) -> Tensor:
     """t squared."""
     return t * t
 
 
-def ones(t: Tensor) -> Tensor:
-    """1 everywhere."""
-    return torch.ones_like(t)
+magnitude, ones = torch.abs, torch.ones_like
 
 
 @dataclass(frozen=True)
@@ -136,7 +127,7 @@ class Epsilon(Rule):
     .. math:: R_i = \sum_j \frac{x_i w_{ij}}{z_j + \epsilon_j \operatorname{sign} z_j} R_j
 
     `epsilon` is scale-free: epsilon_j = epsilon * rms(z) of the sample. `relative=False` takes it as it is, as
-    papers of 2015-2016 do. With epsilon -> 0 this is LRP-0. At an addition it is the signed rule.
+    papers of 2015-2016 do. With epsilon -> 0 this is LRP-0.
 
     Source: bach2015pixel, eq. 58. Deviation: epsilon is relative by default.
     """
@@ -158,7 +149,7 @@ class ZPlus(Rule):
     .. math:: R_i = \sum_j \frac{x_i^+ w_{ij}^+ + x_i^- w_{ij}^-}{\sum_{i'} (\cdot) + b_j^+} R_j
 
     Source: montavon2017explaining. Deviation: where no input contributes positively, relevance is shared by the
-    magnitude of the negative contributions, and where nothing contributes, by |w|, instead of getting lost.
+    magnitude of the negative contributions, and where nothing contributes, by `|w|`, instead of getting lost.
     """
 
     groups = ((1.0, POSITIVE),)
@@ -210,7 +201,7 @@ class Gamma(Rule):
     .. math:: R_i = \sum_j \frac{x_i^+ (w_{ij} + \gamma w_{ij}^+) + x_i^- (w_{ij} + \gamma w_{ij}^-)}
               {\sum_{i'} (\cdot) + b_j + \gamma b_j^+} R_j \quad (z_j \ge 0)
 
-    and mirrored (w^+ and w^- exchanged) where z_j < 0, so that the denominator never is smaller than |z_j|.
+    and mirrored (w^+ and w^- exchanged) where z_j < 0, so that the denominator never is smaller than `|z_j|`.
     gamma = 0 is Epsilon, gamma -> infinity is ZPlus on active units.
 
     Source: montavon2019layer for x >= 0; the generalisation to inputs and outputs of any sign is the field's.
@@ -287,14 +278,12 @@ class WSquare(Rule):
 
 @dataclass(frozen=True)
 class Flat(Rule):
-    r"""LRP-flat: equally to all inputs that are connected. At an addition it is the symmetric split.
+    r"""LRP-flat: equally to all inputs that are connected, R_i = sum_j R_j / (number of inputs of j).
 
-    .. math:: R_i = \sum_j \frac{1}{\sum_{i'} 1} R_j
-
-    Source: lapuschkin2019unmasking.
+    At an addition it is the symmetric split. Source: lapuschkin2019unmasking.
     """
 
-    groups = ((1.0, Group((Part(ones, ones),))),)
+    groups = ((1.0, EQUAL),)
     one_sided = True
 
 
@@ -319,26 +308,35 @@ class Pass(Rule):
     """Relevance goes through unchanged: R_i = R_j for i = j. Input and output must have the same shape."""
 
 
-class Direct(Rule):
-    """Base of rules that say themselves what becomes of relevance at a layer with one input (`lrp.studies.lrn`)."""
+@dataclass(frozen=True)
+class Own(Rule):
+    """What nodes of a kind do with relevance when no rule is asked for: max pooling gives it to the winner."""
 
-    def share(self, x: Tensor, R: Tensor, layer, call: Callable[[Tensor], Tensor]) -> Tensor:
-        """Relevance of x (N, ...) from that of the output, R (T, N, ...): (T, *x.shape).
+    kind: str
 
-        `layer` has the attributes of the module (or what the functional call was given), `call` is the layer itself.
-        """
-        raise NotImplementedError
+    def __repr__(self):
+        return self.kind
 
 
-class Split(Rule):
-    """Base of rules that say themselves how relevance is split at a sum (`lrp.splitting`)."""
+class Adjoint(Rule):
+    r"""The vector-Jacobian product, that is, the gradient: R_i = sum_j (d y_j / d x_i) R_j. It does not share relevance.
 
-    at = ("add",)
+    With it at every node, and a seed of 1, the walk is backpropagation. A subclass may define `factor(layer, x)`,
+    shaped like x: the node then counts as y = factor x, with the factor held fixed.
+    """
 
-    def split(self, xs: list[Tensor], R: Tensor, skips: list[bool]) -> list[Tensor]:
-        """Relevance of each summand (N, ...) from that of the sum, R (T, N, ...).
+    factor = None
 
-        `skips` says which summands are identity skips: what another summand was computed from.
+
+class Told(Rule):
+    """Base of rules that say the shares themselves: at sums (`lrp.splitting`), pooling, or normalisation."""
+
+    def share(self, xs: list[Tensor], R: Tensor, at) -> list[Tensor]:
+        """Relevance of each input, `(T, *x.shape)`, from that of the output, R (T, N, ...).
+
+        `xs` are the inputs (N, ...); at a sum they are the summands, with their signs and in the shape of the sum.
+        `at` is the step: `at.layer` has the attributes of the module (or what the functional call was given),
+        `at.call(x)` is the layer itself, `at.skips` says which summands another summand was computed from.
         """
         raise NotImplementedError
 

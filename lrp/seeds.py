@@ -4,11 +4,16 @@ A seed turns the output f (N, K) and the targets (T, N) into relevance (T, N, K)
 linear in it, so contrasts between classes are seeds too: one signed pass instead of two.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from . import checks
+from .errors import InputError
 
 
 def one_hot(target: Tensor, output: Tensor) -> Tensor:
@@ -77,7 +82,7 @@ class Contrastive(Seed):
     kind=2: the opposite is the target's own neuron with negated weights in the last layer; its rule must tell
     positive from negative weights (z+, alpha-beta, z^B; epsilon would give exactly zero and is refused).
 
-    `positive=True` shows max(0, R), element by element, as the paper does; the ledger keeps the signed books.
+    `positive=True` shows max(0, R), element by element, as the paper does; the ledger keeps the signed amounts.
     Deviation: the authors' program first scales both maps to sum 1.
     """
 
@@ -124,3 +129,56 @@ class UnitContrast(Contrastive):
 
     def __call__(self, output, target):
         return super().__call__(torch.ones_like(output), target)
+
+
+# ---------------------------------------------------------------- the start of a walk
+
+
+@dataclass
+class Begin:
+    """Where a walk begins: relevance R (T, N, K), the targets, and whether one map per sample was asked for."""
+
+    R: Tensor
+    target: Tensor | None
+    single: bool
+    seed: Seed | None = None
+
+    @property
+    def opposite(self) -> bool:
+        """Is the last layer's contrast taken away?"""
+        return self.seed is not None and self.seed.negate_last
+
+    def finish(self, relevance: Tensor) -> Tensor:
+        """What is shown of the input's relevance."""
+        return relevance if self.seed is None else self.seed.finish(relevance)
+
+
+def begin(output: Tensor, target, seed: Seed | Tensor | None, model: nn.Module, start: str | None = None) -> Begin:
+    """Relevance at `output`, the network's or that of the hidden module `start`; the arguments are `LRP.explain`'s."""
+    if isinstance(seed, Tensor):
+        checks.seed(seed, output)
+        single = seed.dim() == output.dim()
+        return Begin((seed[None] if single else seed).to(output), None, single)
+    if seed is not None and not isinstance(seed, Seed):
+        raise InputError(f"{seed!r} is no seed: make one, as in seeds.Logit(), or hand over a tensor")
+    seed = Logit() if seed is None else seed
+    if start is not None and output.dim() > 2:
+        single = not isinstance(target, list)
+        R = [_in_space(one, output, seed, start) for one in ([target] if single else target)]
+        return Begin(torch.stack(R), None, single, seed)
+    checks.logits(output, model)
+    targets, single = checks.targets(target, output)
+    return Begin(seed(output, targets), targets[0] if single else targets, single, seed)
+
+
+def _in_space(target, output: Tensor, seed: Seed, start: str) -> Tensor:
+    """Relevance at a hidden (N, C, ...): every place is a sample of its own, a unit one place of a channel."""
+    places = output.movedim(1, -1)
+    channel, *place = checks.unit(target, output, start)
+    channels = torch.full((1, places[..., 0].numel()), channel, device=output.device)
+    whole = seed(places.flatten(0, -2), channels).view(places.shape).movedim(-1, 1)
+    if not place:
+        return whole
+    R, here = torch.zeros_like(whole), (slice(None), slice(None), *place)
+    R[here] = whole[here]
+    return R

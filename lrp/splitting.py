@@ -25,11 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kinds as v
 from .errors import UnsupportedOperation
-from .graph import Node
 from .propagate import stabilise
-from .rules import Direct, Group, Part, Rule, Split, ones, pos, same
+from .rules import Group, Part, Rule, Told, ones, pos, same
 
 
 def by_magnitude(xs: list[Tensor], R: Tensor) -> list[Tensor]:
@@ -42,7 +40,7 @@ def by_magnitude(xs: list[Tensor], R: Tensor) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class BranchOnly(Split):
+class BranchOnly(Told):
     """Nothing for an identity skip; the other summands share all of it, by magnitude or in equal parts.
 
     Projections are no identity skips. Where every summand or none is one, all share. `otherwise` is "ratio" or
@@ -51,15 +49,15 @@ class BranchOnly(Split):
     Source: otsuki2024layer ("include identical" off). Conserves relevance.
     """
 
+    at = ("add",)
     otherwise: str = "ratio"
 
     def __post_init__(self):
         if self.otherwise not in ("ratio", "symmetric"):
             raise ValueError(f"otherwise must be 'ratio' or 'symmetric', not {self.otherwise!r}")
 
-    def split(self, xs, R, skips):
-        if all(skips):
-            skips = [False] * len(xs)
+    def share(self, xs, R, at):
+        skips = [False] * len(xs) if all(at.skips) else at.skips
         rest = [x for x, skip in zip(xs, skips, strict=True) if not skip]
         if self.otherwise == "symmetric":
             rest = [torch.ones_like(x) for x in rest]
@@ -68,18 +66,20 @@ class BranchOnly(Split):
 
 
 @dataclass(frozen=True)
-class Copy(Split):
+class Copy(Told):
     """All of it to every summand: what a gradient does. Relevance doubles at each skip connection.
 
     The negative example: does not conserve relevance, and the ledger says so.
     """
 
-    def split(self, xs, R, skips):
+    at = ("add",)
+
+    def share(self, xs, R, at):
         return [R for _ in xs]
 
 
 @dataclass(frozen=True)
-class GlobalRatio(Split):
+class GlobalRatio(Told):
     r"""Shares by the signed rule, then rescaled so that each summand's total goes by the size of its total.
 
     .. math:: R_a = \frac{a R}{a + b} \cdot \frac{|\sum A|}{|\sum A| + |\sum B|} \cdot \frac{\sum R}{\sum A}
@@ -88,7 +88,9 @@ class GlobalRatio(Split):
     sample, shares are not bounded.
     """
 
-    def split(self, xs, R, skips):
+    at = ("add",)
+
+    def share(self, xs, R, at):
         z = stabilise(sum(xs))
         shares = [R * (x / z) for x in xs]
         axes = tuple(range(2, R.dim()))
@@ -130,7 +132,7 @@ class PlusOnes(Rule):
 
 
 @dataclass(frozen=True)
-class AverageInstead(Direct):
+class AverageInstead(Told):
     r"""Max pooling treated as if it were an average over 2 x 2 with stride 2, as in the authors' program.
 
     .. math:: R_i = \frac{a_i}{4} \cdot \frac{R_j}{\tfrac14 \sum_{2 \times 2} a + 10^{-5}}
@@ -141,7 +143,8 @@ class AverageInstead(Direct):
 
     at = ("maximum",)
 
-    def share(self, x, R, layer, call):
+    def share(self, xs, R, at):
+        (x,) = xs
         halves = tuple(n // 2 for n in x.shape[2:])
         if R.shape[3:] != halves or x.shape[2] % 2 or x.shape[3] % 2:
             raise UnsupportedOperation(
@@ -149,29 +152,10 @@ class AverageInstead(Direct):
                 f"{tuple(R.shape[3:])}: leave it to the winner with overrides or another composite"
             )
         s = R / (F.avg_pool2d(x, 2) + ADDED)
-        return x / 4 * s.repeat_interleave(2, -2).repeat_interleave(2, -1)
+        return [x / 4 * s.repeat_interleave(2, -2).repeat_interleave(2, -1)]
 
 
 # ---------------------------------------------------------------- no lattice
-
-
-def gaps(node: Node, values: dict) -> tuple[int, int] | None:
-    """The strides of a layer that reads single pixels and leaves gaps between them, (vertical, horizontal), or None.
-
-    These are 1 x 1 convolutions with a stride, as in a ResNet's projections, and slices such as x[:, :, ::2, ::2].
-    """
-    if node.kind == v.CONVOLUTION and "transpose" not in node.op:
-        layer = node.layer(values)
-        if layer.weight.dim() != 4 or set(layer.weight.shape[2:]) != {1} or set(layer.padding) - {0, *"valid"}:
-            return None
-        steps = tuple(layer.stride)
-    elif node.op == "getitem" and isinstance(node.args[1], tuple) and len(node.args[1]) == 4:
-        if not all(isinstance(i, slice) and i.start in (None, 0) and i.stop is None for i in node.args[1]):
-            return None
-        steps = tuple(i.step or 1 for i in node.args[1][2:])
-    else:
-        return None
-    return steps if max(steps) > 1 else None
 
 
 def spread(R: Tensor, x: Tensor, steps: tuple[int, int]) -> Tensor:

@@ -107,7 +107,7 @@ class _Translation:
         if not any(node.kind == v.INPUT for node in keep):
             raise CaptureError(f"the output of {type(self.model).__name__} does not depend on its input")
         modules = {path: self.now[n] for path, n in returned.items() if self.now.get(n) in keep}
-        return Graph([node for node in self.nodes if node in keep], output, modules)
+        return Graph([node for node in self.nodes if node in keep], output, modules, self.model)
 
     def _output(self, fx_node: fx.Node) -> Node:
         value = fx_node.args[0]
@@ -227,7 +227,7 @@ def _summands(node: Node) -> None:
 
 def _factors(node: Node) -> None:
     """Times a constant is a scale; of two factors that carry, the one a squashing function made is the gate."""
-    divides = "div" in node.op
+    divides = node.op in v.DIVISIONS
     if len(node.inputs) == 1:
         node.kind = v.UNKNOWN if divides and node.inputs[0] is not _first(node) else v.SCALE
     elif divides:

@@ -122,7 +122,7 @@ class Question:
 
 def _books(e: Explanation, t: int) -> dict[str, str]:
     """Where the relevance of one target went, in words."""
-    kept = e.books(t).rename(columns={"bias": "biases"})[["biases", "stabiliser", "lost"]].sum()
+    kept = e.ledger_of(t).rename(columns={"bias": "biases"})[["biases", "stabiliser", "lost"]].sum()
     amounts = {"seed": float(e.seed[t, 0]), "input": float(e.received[t, 0]), **kept}
     return {part: f"{x:+.4g}" if abs(x) > NEGLIGIBLE * e.magnitude[t, 0] else "0" for part, x in amounts.items()}
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import checks
-from ..engine import Target, _full_precision
+from ..engine import Target, full_precision
 from ..errors import InputError, LRPError, TargetError
 from ..evaluate.perturbation import known
 from ..seeds import one_hot
@@ -169,7 +169,7 @@ class DMBP:
         if patience is not None:
             _number("patience", patience, 1, whole=True)
         checks.finite_weights(self.model)
-        with torch.inference_mode(False), torch.no_grad(), _full_precision(x):
+        with torch.inference_mode(False), torch.no_grad(), full_precision(x):
             x = x.detach().clone()
             output = checks.run(self.model, x)
             checks.logits(output, self.model)

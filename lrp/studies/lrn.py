@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from .. import kinds
 from ..data.networks import WithinChannelLRN
 from ..errors import LRPError, UnsupportedOperation
-from ..rules import Direct
+from ..rules import Adjoint, Told
 
 
-class LRNRule(Direct):
+class LRNRule(Told):
     """Base of the rules for local response normalisation; half precision is worked out in single."""
 
     at = (kinds.LRN,)
 
-    def share(self, x, R, layer, call):
+    def share(self, xs, R, at):
+        (x,) = xs
         wide = torch.float32 if x.element_size() < 4 else x.dtype
-        return self.among(Neighbourhood(layer, x.to(wide)), R.to(wide)).to(R.dtype)
+        return [self.among(Neighbourhood(at.layer, x.to(wide)), R.to(wide)).to(R.dtype)]
 
     def among(self, n: "Neighbourhood", R: Tensor) -> Tensor:
         """Share R (T, N, ...) among the units and their neighbours."""
@@ -96,19 +97,13 @@ class LRNToolbox(LRNRule):
 
 
 @dataclass(frozen=True)
-class LRNGradient(Direct):
+class LRNGradient(Adjoint):
     r"""The plain vector-Jacobian product: what tools do that know no rule for this layer. Does not conserve relevance.
 
     .. math:: R_j = \sum_k \frac{\partial y_k}{\partial x_j} R_k
     """
 
     at = (kinds.LRN,)
-
-    def share(self, x, R, layer, call):
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            y = call(leaf)
-            return torch.stack([torch.autograd.grad(y, leaf, r, retain_graph=True)[0] for r in R])
 
 
 class Neighbourhood:

@@ -12,7 +12,7 @@ V = d loss / d W, t_0 = V and t_l = m_l G_l (A_l t_{l-1}),
 
 where g_l is what arrives at h_l on the way back. No graph of a backward pass is ever built: one evaluation costs as
 much as a forward pass and an input gradient, in memory that does not grow with their number.
-Where paths meet, both passes go node by node over the captured graph.
+Both passes go over the steps of the graph (`lrp.steps`), each with the rule `rules.Adjoint()`.
 Source: ruiz2021generating for masked backpropagation (reconstructed: see `dmbp`); this project for its derivative.
 """
 
@@ -21,9 +21,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import kinds as v
+from ..composites import Composite
 from ..errors import UnsupportedOperation
 from ..graph import Graph, Node
-from ..walk import no_rule, readable
+from ..plan import Plan
+from ..rules import Adjoint
+from ..steps import no_rule
+from ..walk import forward
 from .lrn import denominators
 
 PIECEWISE_LINEAR = set(  # activations with a mask, under their names as modules and as functions
@@ -59,7 +63,7 @@ def require_piecewise_linear(graph: Graph, freeze_lrn: bool = False) -> None:
                 "whose rules know gates, or put a constant in the place of the gate"
             )
         hint = "explain this network by `lrp.LRP` or by gradient x input, or put a ReLU in its place and train again"
-        if "softmax" in node.op:
+        if node.op in v.SOFTMAXES:
             hint = "take the softmax off the end of the model, so that it returns logits"
         raise UnsupportedOperation(
             f"node `{node.name}` calls {node.op}, which is not piecewise linear: there is no linear mapping to split; "
@@ -71,104 +75,24 @@ def require_piecewise_linear(graph: Graph, freeze_lrn: bool = False) -> None:
         )
 
 
-# ---------------------------------------------------------------- the nodes, frozen
+class FrozenLRN(Adjoint):
+    """Local response normalisation with its denominators at x as constants: y = f x."""
+
+    at = (v.LRN,)
+
+    def factor(self, layer, x):
+        """f, shaped like x."""
+        return 1 / denominators(layer, x)
 
 
-class _Operated:
-    """A convolution, dense layer, BatchNorm or sum: the linear map is its operator's."""
+class Gradients(Composite):
+    """The vector-Jacobian product at every node: the walk back is backpropagation."""
 
-    def __init__(self, node: Node, values: dict):
-        self.sources = readable(node)
-        xs = [values[n] for n in self.sources]
-        if node.kind == v.DENSE and node.norm is not None and xs[0].dim() > 2:
-            raise UnsupportedOperation(
-                f"BatchNorm `{node.aliases[-1]}` follows dense layer `{node.name}` on more than two axes and cannot be "
-                "folded into it: flatten the samples' places into the batch before the layer"
-            )
-        nothing = dict.fromkeys(self.sources, xs[0].new_empty(0))  # the operator shall not keep the inputs
-        self.operator = node.operator({**values, **nothing})
-        self.w, self.b = self.operator.weights()
-        self.likes = [torch.empty_like(x, device="meta") for x in xs]
-        self.value = self.operator.forward(xs, self.w, self.b)
+    def __init__(self):
+        super().__init__([("any", Adjoint())], addition=Adjoint(), lrn=FrozenLRN())
 
-    def back(self, g: Tensor) -> list[Tensor]:
-        return [share[0] for share in self.operator.transpose(g[None], self.w, self.likes)]
-
-    def forth(self, ts: list[Tensor]) -> Tensor:
-        return self.operator.apply(ts, self.w)
-
-    def constant(self, g: Tensor) -> Tensor | None:
-        return None if self.b is None else self.operator.kept(self.b, g[None])[0]
-
-
-class _Elementwise:
-    """A factor for each unit: the slope of an activation, or one over the denominators of an LRN."""
-
-    def __init__(self, node: Node, values: dict, factor: Tensor | None = None):
-        self.sources = node.inputs
-        x = values[node.inputs[0]]
-        if factor is None:
-            leaf = x.detach().requires_grad_()
-            with torch.enable_grad():
-                self.value = node.run({**values, node.inputs[0]: leaf})
-            factor = torch.autograd.grad(self.value, leaf, torch.ones_like(self.value))[0]
-            self.value = self.value.detach()
-        else:
-            self.value = x * factor
-        self.gates = bool(((factor == 0) | (factor == 1)).all())
-        self.factor = factor.bool() if self.gates else factor
-        self.offset = _nonzero(self.value - factor * x)
-
-    def back(self, g: Tensor) -> list[Tensor]:
-        return [torch.where(self.factor, g, 0) if self.gates else g * self.factor]
-
-    def forth(self, ts: list[Tensor]) -> Tensor:
-        return self.back(ts[0])[0]
-
-    def constant(self, g: Tensor) -> Tensor | None:
-        return None if self.offset is None else (g * self.offset).flatten(1).sum(1)
-
-
-class _Local:
-    """Pools, averages, rearrangements and the like: the linearisation at x, kept as a graph of this one node.
-
-    The way back g -> J^T g is linear in g, so its own derivative is the way forth, t -> J t, winners and all.
-    """
-
-    def __init__(self, node: Node, values: dict):
-        self.sources = node.sources
-        leaves = {n: values[n].detach().requires_grad_() for n in self.sources}
-        with torch.enable_grad():
-            y = node.run({**values, **leaves})
-            self.value, self.y, self.leaves = y.detach(), y, list(leaves.values())
-            self.probe, found = torch.zeros_like(y).requires_grad_(), [None] * len(leaves)
-            if y.requires_grad:
-                found = torch.autograd.grad(y, self.leaves, self.probe, create_graph=True, allow_unused=True)
-        self.used = [i for i, f in enumerate(found) if f is not None and f.requires_grad]
-        self.adjoint = [found[i] for i in self.used]
-        # averages are linear as they stand, and what is left of them is rounding
-        linear = self.value if node.kind == v.AVERAGE else self.forth([leaf.detach() for leaf in self.leaves])
-        self.offset = _nonzero(self.value - linear)
-
-    def back(self, g: Tensor) -> list[Tensor]:
-        shares = [None] * len(self.leaves)
-        if self.used:
-            leaves = [self.leaves[i] for i in self.used]
-            found = torch.autograd.grad(self.y, leaves, g, retain_graph=True)
-            for i, share in zip(self.used, found, strict=True):
-                shares[i] = share
-        return [torch.zeros_like(x) if s is None else s for s, x in zip(shares, self.leaves, strict=True)]
-
-    def forth(self, ts: list[Tensor]) -> Tensor:
-        if not self.used:
-            return torch.zeros_like(self.y)
-        return torch.autograd.grad(self.adjoint, self.probe, [ts[i] for i in self.used], retain_graph=True)[0]
-
-    constant = _Elementwise.constant
-
-
-def _nonzero(offset: Tensor) -> Tensor | None:
-    return offset if offset.any() else None
+    def rule(self, node, first):
+        return super().rule(node, first) or Adjoint()
 
 
 # ---------------------------------------------------------------- the network
@@ -186,50 +110,26 @@ class MaskedNetwork:
     @torch.no_grad()
     def __init__(self, graph: Graph, x: Tensor, freeze_lrn: bool = False):
         require_piecewise_linear(graph, freeze_lrn)
-        self.graph, self.x, self.steps, self.frozen = graph, x, {}, []
+        self.graph, self.x = graph, x
+        run = forward(Plan(graph, Gradients()), x)
+        self.steps, self.output = run.steps, run.output
+        self.frozen = [node.name for node in self.steps if node.kind == v.LRN]
         self.masked: dict[Node, int] = {}
         self.views: dict[Node, list[int]] = {}  # shape of a mask (N, C) beside the values (N, C, ...) of its node
-        values, uses = {}, dict(graph.users)
-        uses[graph.output] += 1
-        for node in graph.nodes:
-            values[node] = self._freeze(node, values)
-            for source in graph.reads[node]:
-                uses[source] -= 1
-                if not uses[source]:
-                    del values[source]
-        self.output = values[graph.output]
-        self.uses = dict.fromkeys([node for node in graph.nodes if node.carries], 0)
+        for node in self.steps:
+            if node.kind == v.ACTIVATION and node.op in PIECEWISE_LINEAR:
+                self._mask(node, run.shapes[node])
+        self.uses = dict.fromkeys([graph.input, *self.steps], 0)
         for step in self.steps.values():
             for source in step.sources:
                 self.uses[source] += 1
 
-    def _freeze(self, node: Node, values: dict) -> object:
-        if not node.carries:
-            return node.run(values)
-        if node.kind == v.INPUT:
-            return self.x
-        if node.kind in (*v.WEIGHTED, v.BATCHNORM, v.ADD):
-            step = _Operated(node, values)
-        elif node.kind == v.LRN:
-            step = _Elementwise(node, values, 1 / denominators(node.layer(values), values[node.inputs[0]]))
-            self.frozen.append(node.name)
-        elif node.kind == v.ACTIVATION and node.op in PIECEWISE_LINEAR:
-            step = _Elementwise(node, values)
-        else:
-            step = _Local(node, values)
-        value, self.steps[node] = step.value, step
-        del step.value
-        if value.dim() == 0 or len(value) != len(self.x):
-            raise UnsupportedOperation(
-                f"node `{node.name}` has shape {tuple(value.shape)}, whose first axis is not the batch of "
-                f"{len(self.x)}: keep samples along the first axis throughout the network"
-            )
-        if node.kind == v.ACTIVATION and node.op in PIECEWISE_LINEAR:
-            fed = self.graph.feeding(node)
-            axis = 2 if value.dim() == 3 and fed and all(n.kind == v.DENSE for n in fed) else 1
-            self.masked[node] = value.shape[axis]
-            self.views[node] = [value.shape[i] if i in (0, axis) else 1 for i in range(value.dim())]
-        return value
+    def _mask(self, node: Node, shape: torch.Size) -> None:
+        """One mask for each channel, or for each feature behind dense layers on three axes."""
+        fed = self.graph.feeding(node)
+        axis = 2 if len(shape) == 3 and fed and all(n.kind == v.DENSE for n in fed) else 1
+        self.masked[node] = shape[axis]
+        self.views[node] = [size if i in (0, axis) else 1 for i, size in enumerate(shape)]
 
     def ones(self) -> list[Tensor]:
         """Masks that hide nothing, (N, C) for each of `masked`, in its order."""
@@ -248,23 +148,21 @@ class MaskedNetwork:
 
     def back(self, seed: Tensor, masks: list[Tensor], constants: list | None = None) -> tuple[Tensor, dict]:
         """W(m), and G g by masked node; `constants`, if given, receives what each node's constant contributes."""
-        masks, gated, found = dict(zip(self.masked, masks, strict=True)), {}, {self.graph.output: seed}
-        for node in reversed(self.graph.nodes):
-            g = found.pop(node, None)
+        masks, gated, arrived = dict(zip(self.masked, masks, strict=True)), {}, {self.graph.output: seed[None]}
+        for node, step in reversed(self.steps.items()):
+            g = arrived.pop(node, None)
             if g is None:
                 continue
-            if node.kind == v.INPUT:
-                return g, gated
-            step = self.steps[node]
             if constants is not None and (constant := step.constant(g)) is not None:
-                constants.append(constant)
-            shares = step.back(g)
+                constants.append(constant[0])
+            shares = step.back(g, last=False).relevance
             if node in masks:
-                gated[node] = shares[0]
+                gated[node] = shares[0][0]
                 shares = [shares[0] * masks[node].view(self.views[node])]
             for source, share in zip(step.sources, shares, strict=True):
-                found[source] = found[source] + share if source in found else share
-        return torch.zeros_like(self.x), gated
+                arrived[source] = arrived[source] + share if source in arrived else share
+        W = arrived.get(self.graph.input)
+        return (torch.zeros_like(self.x) if W is None else W[0]), gated
 
     def forth(self, V: Tensor, masks: list[Tensor], gated: dict[Node, Tensor]) -> list[Tensor]:
         """Derivative of <V, W(m)> by each mask, (N, C), from what `back` kept for these masks."""

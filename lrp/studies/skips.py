@@ -6,6 +6,7 @@ themselves are in `lrp.splitting`.
 """
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from ..evaluate import metrics
 from ..evaluate.baselines import REDUCTIONS, Method
 from ..evaluate.insertion import heat_quantization
 from ..graph import Graph, Node, ancestors
-from ..rules import Rule, Split
+from ..rules import Rule, Told
 from ..seeds import Logit, Probability, Seed
 
 # ---------------------------------------------------------------- one call
@@ -60,8 +61,9 @@ class _Sum(nn.Module):
 
 def by_hand(rule: Rule, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """What an identity skip a and a branch b get of R = 1 at a + b, for N samples of F units: (N, F) each."""
-    if isinstance(rule, Split):
-        R_a, R_b = rule.split([a, b], torch.ones(1, *a.shape, dtype=a.dtype), [True, False])
+    if isinstance(rule, Told):
+        at = SimpleNamespace(skips=[True, False])
+        R_a, R_b = rule.share([a, b], torch.ones(1, *a.shape, dtype=a.dtype), at)
         return R_a[0], R_b[0]
     R = LRP(_Sum().eval(), Composite([], addition=rule)).attribute(torch.stack([a, b], 1), seed=torch.ones_like(a))
     return R[:, 0], R[:, 1]
@@ -91,8 +93,8 @@ def character(rule: Rule, n: int = 41) -> dict[str, bool]:
 def growth(explainer: LRP, x: Tensor, target: Target = None, seed: Seed | None = None) -> dict[str, Tensor]:
     """Relevance that arrives at each sum and at last at the input, as a share of the seed: {node: (N,)}, top first."""
     e = explainer.explain(x, target, seed)
-    books = {entry.name: entry.relevance_out for entry in e.entries if entry.kind == v.ADD}
-    return {name: (R / e.seed).mean(0) for name, R in (books | {"input": e.received}).items()}
+    sums = {row.name: row.relevance_out for row in e.rows if row.kind == v.ADD}
+    return {name: (R / e.seed).mean(0) for name, R in (sums | {"input": e.received}).items()}
 
 
 def skip_share(explainer: LRP, x: Tensor, target: Target = None, seed: Seed | None = None) -> dict[str, Tensor]:
@@ -102,7 +104,7 @@ def skip_share(explainer: LRP, x: Tensor, target: Target = None, seed: Seed | No
     where the network has no such sum.
     """
     e = explainer.explain(x, target, seed)
-    arrived = {entry.name: entry.relevance_out[0] for entry in e.entries}
+    arrived = {row.name: row.relevance_out[0] for row in e.rows}
     sums = [node for node in explainer.graph.nodes if node.kind == v.ADD and len(node.sources) == 2]
     found = {}
     for node in sums:

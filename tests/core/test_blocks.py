@@ -4,9 +4,8 @@ import pytest
 import torch
 from test_core import small
 
-from lrp import LRP, composites, engine, rules, seeds
-from lrp.propagate import Step
-from lrp.walk import Walk
+from lrp import LRP, composites, rules, seeds, walk
+from lrp.propagate import Applied
 
 TARGETS = [0, 3, torch.tensor([1, 2, 0]), None, 4]
 COMPOSITES = {
@@ -37,14 +36,14 @@ def test_walks_of_their_own_are_one_walk(name, seed, monkeypatch):
     together = explainer.explain(x, TARGETS, seed, layers=["pool", "conv"])
     for targets_at_once in (1, 2):
         largest = 6 * x.shape[2] * x.shape[3] * len(x)
-        monkeypatch.setitem(engine.BLOCK, "cpu", targets_at_once * largest)
+        monkeypatch.setitem(walk.LARGEST, "cpu", targets_at_once * largest)
         apart = explainer.explain(x, TARGETS, seed, layers=["pool", "conv"])
         assert torch.allclose(apart.relevance, together.relevance, rtol=1e-9, atol=1e-12)
         for layer in ("pool", "conv"):
             assert torch.allclose(apart.layers[layer], together.layers[layer], rtol=1e-9, atol=1e-12)
-        assert [e.name for e in apart.entries] == [e.name for e in together.entries]
+        assert [e.name for e in apart.rows] == [e.name for e in together.rows]
         for target in range(len(TARGETS)):
-            a, b = apart.books(target).drop(columns="lost"), together.books(target).drop(columns="lost")
+            a, b = apart.ledger_of(target).drop(columns="lost"), together.ledger_of(target).drop(columns="lost")
             assert ((a.select_dtypes("number") - b.select_dtypes("number")).abs().max() < 1e-9).all()
 
 
@@ -52,7 +51,7 @@ def test_the_opposite_class_too(monkeypatch):
     model, x = small()
     explainer = LRP(model, composites.Composite([("any", rules.ZPlus())]))
     together = explainer.attribute(x, TARGETS, seeds.Contrastive(kind=2))
-    monkeypatch.setitem(engine.BLOCK, "cpu", 1)
+    monkeypatch.setitem(walk.LARGEST, "cpu", 1)
     assert torch.allclose(explainer.attribute(x, TARGETS, seeds.Contrastive(kind=2)), together, rtol=1e-9, atol=1e-12)
 
 
@@ -62,12 +61,12 @@ def test_a_walk_carries_as_many_targets_as_memory_allows(monkeypatch):
     explainer = LRP(model, composites.EpsilonPlus())
     explainer.attribute(x)
     walks, measured = [], []
-    back, measure = Walk.back, Step.measure
-    monkeypatch.setattr(Walk, "back", lambda self, start, R, *rest: walks.append(len(R)) or back(self, start, R, *rest))
-    monkeypatch.setattr(Step, "measure", lambda self, group: measured.append(group) or measure(self, group))
+    back, measure = walk._back, Applied.measure
+    monkeypatch.setattr(walk, "_back", lambda run, R, *rest, **kw: walks.append(len(R)) or back(run, R, *rest, **kw))
+    monkeypatch.setattr(Applied, "measure", lambda self, group: measured.append(group) or measure(self, group))
     explainer.attribute(x, [0, 1, 2, 3, 4])
     once = len(measured)
-    monkeypatch.setitem(engine.BLOCK, "cpu", 2 * 6 * x.shape[2] * x.shape[3] * len(x))
+    monkeypatch.setitem(walk.LARGEST, "cpu", 2 * 6 * x.shape[2] * x.shape[3] * len(x))
     explainer.attribute(x, [0, 1, 2, 3, 4])
     assert walks == [5, 2, 2, 1] and len(measured) == 2 * once
 

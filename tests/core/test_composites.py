@@ -23,9 +23,10 @@ class Block(nn.Module):
 
 
 def chosen(composite):
-    """{node: rule} of the rules in force."""
+    """{node: rule} of the rules in force, where nodes do not just pass relevance on in their own way."""
     explainer = LRP(Block().eval(), composite)
-    return {node.name: rule for node, rule in explainer.rules.items() if rule is not None}
+    assert all(explainer.rules.values()), "every node has a rule"
+    return {node.name: rule for node, rule in explainer.rules.items() if not isinstance(rule, rules.Pass | rules.Own)}
 
 
 def test_the_first_match_holds_and_first_means_nearest_to_the_input():

@@ -69,7 +69,7 @@ def test_books_balance(preset, bias):
         assert e.imbalance <= tolerance
         for t in range(3):
             for n in range(3):
-                books = e.books(t, n)
+                books = e.ledger_of(t, n)
                 logit = float(e.output[n, e.target[t, n]])
                 kept = books[["bias", "stabiliser", "lost"]].to_numpy().sum()
                 arrived = float(e.relevance[t, n].double().sum())
@@ -164,7 +164,7 @@ def test_a_sample_has_one_map_alone_and_in_a_batch(preset):
         alone = explainer.explain(x[n : n + 1], target, layers=["conv"])
         assert torch.allclose(alone.relevance[0], together.relevance[n], rtol=1e-9, atol=1e-13)
         assert torch.allclose(alone.layers["conv"][0], together.layers["conv"][n], rtol=1e-9, atol=1e-13)
-        assert np.allclose(alone.ledger.relevance_in, together.books(sample=n).relevance_in, atol=1e-12)
+        assert np.allclose(alone.ledger.relevance_in, together.ledger_of(sample=n).relevance_in, atol=1e-12)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

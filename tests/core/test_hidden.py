@@ -52,7 +52,7 @@ def test_a_hidden_unit_is_the_output_of_a_shorter_network(name, seed, x):
         e = LRP(model, PLUS).explain(x, target, seed, start=name)
         expected = LRP(short, PLUS).explain(x, target, seed)
         assert torch.equal(e.relevance, expected.relevance) and torch.equal(e.target, expected.target)
-        assert torch.equal(e.output, short(x)) and e.books().equals(expected.books())
+        assert torch.equal(e.output, short(x)) and e.ledger_of().equals(expected.ledger_of())
 
 
 @pytest.mark.parametrize("name", ["0", "3", "4"])
@@ -99,7 +99,7 @@ def test_modules_of_any_kind(name, x):
     e = LRP(model, composites.EpsilonPlus(bias="exclude")).explain(x, target, layers=["pool"], start=name)
     assert torch.allclose(e.output, value, rtol=1e-10) and e.imbalance < 1e-9
     assert torch.allclose(e.relevance.sum((1, 2, 3)), e.seed[0], rtol=1e-4)
-    assert name == "head" or "head.1" not in e.books().index
+    assert name == "head" or "head.1" not in e.ledger_of().index
 
 
 def test_layers_above_the_start_have_no_relevance(x):

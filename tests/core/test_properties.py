@@ -117,8 +117,8 @@ def test_books_balance_and_nothing_changes(network, preset, bias):
     e = LRP(model, preset(bias=bias)).explain(x, [0, 2])
     assert torch.allclose(e.output, model(x), rtol=1e-9, atol=1e-12)
     assert e.imbalance < 1e-9
-    kept = sum(torch.as_tensor(entry.bias) + torch.as_tensor(entry.stabiliser) for entry in e.entries)
-    size = e.magnitude + sum(entry.relevance_out.abs() for entry in e.entries)
+    kept = sum(torch.as_tensor(entry.bias) + torch.as_tensor(entry.stabiliser) for entry in e.rows)
+    size = e.magnitude + sum(entry.relevance_out.abs() for entry in e.rows)
     gap = (e.relevance.flatten(2).sum(2) + kept - torch.stack([e.output[:, 0], e.output[:, 2]])).abs()
     assert (gap <= 1e-9 * size).all()
     assert [sorted(vars(m)) for m in model.modules()] == attributes
@@ -175,5 +175,5 @@ def test_folding_keeps_outputs_and_lrp0(network):
         LRP(model, composites.Epsilon(1e-12, fold_batchnorm=fold, **options)).explain(x, 1) for fold in (True, False)
     )
     assert torch.allclose(one.output, two.output, rtol=1e-9, atol=1e-11)
-    size = float(one.relevance.abs().max() + sum(entry.relevance_out.abs().max() for entry in two.entries))
+    size = float(one.relevance.abs().max() + sum(entry.relevance_out.abs().max() for entry in two.rows))
     assert torch.allclose(one.relevance, two.relevance, rtol=1e-5, atol=1e-6 * size)

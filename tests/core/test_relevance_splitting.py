@@ -101,7 +101,7 @@ def test_blocks_conserve_and_only_the_pool_leaks(x):
     )
     ratio = e.layers["layer1"].sum((1, 2, 3)) / e.layers["layer4"].sum((1, 2, 3))
     assert ((ratio - 1).abs() < 1e-3).all()
-    lost = e.books().lost.abs()
+    lost = e.ledger_of().lost.abs()
     assert lost.idxmax() == "maxpool" and lost.drop("maxpool").max() < 1e-9
 
 

@@ -1,5 +1,7 @@
 """Rules for sums: conserving or not, bounded or not, safe where summands vanish or cancel."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,7 +24,7 @@ def identity_block():
 
 def parts(rule, a, b, R=1.0, skips=(True, False)):
     a, b, R = (torch.tensor([[float(v)]], dtype=torch.float64) for v in (a, b, R))
-    return [float(p) for p in rule.split([a, b], R[None], list(skips))]
+    return [float(p) for p in rule.share([a, b], R[None], SimpleNamespace(skips=list(skips)))]
 
 
 @settings(max_examples=200, deadline=None)
@@ -77,7 +79,7 @@ def test_without_identity_skips_the_branches_get_everything():
     plus = {"rules": [("dense", rules.Epsilon()), ("any", rules.ZPlus())], "bias": "exclude"}
     e = LRP(model, composites.Composite(**plus, addition=BranchOnly())).explain(x, layers=["layer1.0", "layer1.1"])
     assert e.imbalance < 1e-9 and torch.allclose(e.received, e.seed, rtol=1e-4)
-    rows = e.books()
+    rows = e.ledger_of()
     ratio = LRP(model, composites.Composite(**plus)).explain(x)
     assert not torch.allclose(e.relevance, ratio.relevance)
     assert rows.loc[[n for n in rows.index if n.endswith("conv2")], "relevance_out"].iloc[0] == pytest.approx(
@@ -98,7 +100,7 @@ def test_the_global_ratio_by_its_formula():
     A, B = R * a / (a + b), R * b / (a + b)
     total = [v.sum((1, 2)).abs() for v in (A, B)]
     expected = total[0] / (total[0] + total[1]) * R.sum((1, 2))
-    first, second = GlobalRatio().split([a, b], R[None], [True, False])
+    first, second = GlobalRatio().share([a, b], R[None], None)
     assert torch.allclose(first[0].sum((1, 2)), expected, rtol=1e-4)
     assert torch.allclose((first + second)[0].sum((1, 2)), R.sum((1, 2)), rtol=1e-4)
     assert torch.allclose(first[0] / A, (expected / A.sum((1, 2)))[:, None, None].expand_as(A), rtol=1e-4)

@@ -10,7 +10,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from lrp import UnsupportedOperation
 from lrp.data import datasets, models
-from lrp.data.googlenet import Inception
+from lrp.data.networks import Inception
 from lrp.studies import lrn
 from lrp.studies.masked import MaskedNetwork
 from lrp.tracing import capture

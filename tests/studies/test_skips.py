@@ -12,8 +12,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from lrp import LRP, DataError, LRPError, LRPWarning, composites, rules, seeds
 from lrp.data import datasets, models
-from lrp.data.cifar_resnet import CIFARResNet, PaddedShortcut
-from lrp.splitting import BranchOnly, Copy, GlobalRatio, gaps, spread
+from lrp.data.networks import CIFARResNet, PaddedShortcut
+from lrp.splitting import BranchOnly, Copy, GlobalRatio, spread
+from lrp.steps import gaps
 from lrp.studies import skips
 
 
@@ -284,7 +285,7 @@ def test_padded_channels_lose_nothing_by_ratio_and_half_by_equal_parts():
     for name, rule in (("ratio", rules.Ratio()), ("symmetric", rules.Symmetric())):
         explainer = LRP(model, composites.EpsilonPlus(bias="exclude", addition=rule))
         e = explainer.explain(x, 0, seed=seeds.OneHot(), layers=["layer2.0", "layer3.0"])
-        rows = e.books()
+        rows = e.ledger_of()
         pads[name] = rows[rows.index.str.contains("downsample")].bias.sum()
         padded = [
             R[:, [*range(n // 4), *range(3 * n // 4, n)]].sum()

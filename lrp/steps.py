@@ -1,0 +1,443 @@
+"""One node, forward and back. The only file that asks which kind a node is of.
+
+A step stands at one node, for one input x. `forward` computes the node's value, and holds what the way back will need;
+`back` hands the relevance of the value, R (T, N, ...), down to the node's sources. Steps that are linear at x have two
+more: `forth`, the same map for a small change of the sources, and `constant`, what the rest of the value adds.
+
+    step      at                                       with                       what the sources get of R
+    Linear    convolution, dense, BatchNorm, sum       Adjoint                    transpose(R, w)
+    Ruled     the same, and average, LRN, unknown      a rule with groups         shares by the rule (`lrp.propagate`)
+    Through   activation, scale, norm; by override     Pass                       R
+    Local     pooling, views; all but linear maps      their own way; Adjoint     J^T R, by a small graph of autograd
+    Gate      product                                  its own way                R for the signal
+    Say       sum, LRN, max pooling                    a rule that says shares    what the rule says
+    Refused   unknown, pieces                          -                          an error that names the way out
+
+A new kind of node is a class with `forward` and `back`, and one call of `add_kind`.
+"""
+
+from collections.abc import Iterable
+from functools import cache, cached_property, partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import kinds as v
+from .errors import LRPError, UnsupportedOperation, warn
+from .graph import Node, fill
+from .operators import Addition, Averaging, Convolution, Dense, Operator, Scaling, reduce_to
+from .propagate import Applied, Shares, total
+from .rules import PLAIN, Adjoint, Own, Pass, Rule, Told
+from .splitting import spread
+
+OVERWRITING = {"relu": torch.relu_, "relu6": partial(F.hardtanh_, min_val=0.0, max_val=6.0)}  # torch's, in place
+
+
+class Step:
+    """Base of all steps; `plan` (`lrp.plan`) gives the rule of the node and its weights."""
+
+    def __init__(self, plan, node: Node):
+        self.plan, self.node, self.rule = plan, node, plan.rules[node]
+        self.sources = node.inputs  # who gets the shares, in the order of `Shares.relevance`
+
+    def forward(self, values: dict[Node, object]) -> object:
+        """The node's value from those of the nodes before it."""
+        return self.node.run(values)
+
+    def back(self, R: Tensor, last: bool = True) -> Shares:
+        """Shares of the sources, from relevance R (T, N, ...); `last` says that no further call follows."""
+        raise NotImplementedError
+
+    def opposite(self, R: Tensor) -> Shares:
+        """The shares with negated weights, for Contrastive(kind=2); raises LRPError where they are the same."""
+        raise LRPError(
+            f"Contrastive(kind=2) is identically zero under {self.rule!r} at layer `{self.node.name}`, where relevance "
+            "starts: negated weights give the same shares. Give that layer another rule, as in "
+            f"overrides={{'{self.node.name}': rules.ZPlus()}}"
+        )
+
+    @staticmethod
+    def reached(node: Node) -> Iterable[Node]:
+        """The inputs that relevance can reach from this node."""
+        return node.inputs
+
+
+class Through(Step):
+    """Relevance passes unchanged, R_i = R_j, to the first source of the same shape.
+
+    Where a scale or an activation has broadcast its source, copies are added up.
+    """
+
+    def forward(self, values):
+        self.likes = [_like(values[n]) for n in self.sources]
+        if self.node in self.plan.overwriting:  # nothing else reads the source: write over it
+            return OVERWRITING[self.node.op](values[self.sources[0]])
+        return self.node.run(values)
+
+    def back(self, R, last=True):
+        same = [like.shape == R.shape[1:] for like in self.likes]
+        if any(same):
+            return Shares([R if k == same.index(True) else None for k in range(len(same))])
+        if isinstance(AT[self.node.kind].own, Pass):
+            return Shares([reduce_to(R, self.likes[0]), *[None] * (len(same) - 1)])
+        inputs = ", ".join(f"{n.name} {tuple(x.shape)}" for n, x in zip(self.sources, self.likes, strict=True))
+        raise UnsupportedOperation(
+            f"Pass() at node `{self.node.name}` needs an input shaped like its output {tuple(R.shape[1:])}; its inputs "
+            f"are {inputs}"
+        )
+
+
+class Local(Step):
+    """The node's linearisation at x, as a small graph of autograd: R_i = sum_j (d y_j / d x_i) R_j.
+
+    Max pooling gives R to the winner; views move it with the values. Constants that torch's padding adds keep their
+    part, like a bias. The map R -> J^T R is linear, so its own derivative is the way forth, t -> J t.
+    """
+
+    def __init__(self, plan, node):
+        super().__init__(plan, node)
+        self.sources = node.sources
+        self.adjoint = None  # J^T as a graph, made when `forth` is first asked
+
+    def forward(self, values):
+        leaves = {n: values[n].detach().requires_grad_() for n in self.sources}
+        with torch.enable_grad():
+            self.y = self._run({**values, **leaves})
+        self.leaves = list(leaves.values())
+        return self.y.detach()
+
+    def _run(self, values) -> Tensor:
+        if getattr(self.rule, "factor", None) is None:
+            return self.node.run(values)
+        x = values[self.sources[0]]
+        return x * self.rule.factor(self.node.layer(values), x.detach())
+
+    def transpose(self, R: Tensor) -> list[Tensor]:
+        """Vector-Jacobian products: (T, N, ...) -> one (T, N, ...) for each source."""
+        rows = []
+        if self.y.requires_grad:
+            rows = [torch.autograd.grad(self.y, self.leaves, r, retain_graph=True, allow_unused=True) for r in R]
+        shares = []
+        for leaf, *g in zip(self.leaves, *rows, strict=True):
+            if not g or g[0] is None:
+                shares.append(R.new_zeros(len(R), *leaf.shape))
+            else:
+                shares.append(g[0][None] if len(g) == 1 else torch.stack(g))
+        return shares
+
+    def back(self, R, last=True):
+        shares = self.transpose(R)
+        return Shares(shares, total(R) - sum(map(total, shares)) if self.node.pads else 0.0)
+
+    def forth(self, ts):
+        if self.adjoint is None:
+            self.probe, found = torch.zeros_like(self.y).requires_grad_(), [None] * len(self.leaves)
+            if self.y.requires_grad:
+                with torch.enable_grad():
+                    found = torch.autograd.grad(self.y, self.leaves, self.probe, create_graph=True, allow_unused=True)
+            self.adjoint = {k: f for k, f in enumerate(found) if f is not None and f.requires_grad}
+        if not self.adjoint:
+            return torch.zeros_like(self.y)
+        used = [ts[k] for k in self.adjoint]
+        return torch.autograd.grad(list(self.adjoint.values()), self.probe, used, retain_graph=True)[0]
+
+    @cached_property
+    def offset(self) -> Tensor | None:
+        """y - J x, (N, ...); None where it is zero."""
+        if self.node.kind == v.AVERAGE:  # linear as it stands; the difference would be rounding
+            return None
+        offset = self.y.detach() - self.forth([leaf.detach() for leaf in self.leaves])
+        return offset if offset.any() else None
+
+    def constant(self, R):
+        return None if self.offset is None else (R * self.offset).flatten(2).sum(2)
+
+
+class Linear(Step):
+    """A convolution, dense layer, BatchNorm or sum as a linear map: y = A x + b, R = A^T R."""
+
+    def open(self, values) -> list[Tensor]:
+        """Find the operator and its weights; returns the inputs."""
+        node, xs = self.node, [values[n] for n in self.sources]
+        if node.kind == v.DENSE and node.norm is not None and xs[0].dim() > 2:
+            raise UnsupportedOperation(
+                f"BatchNorm `{node.aliases[-1]}` follows dense layer `{node.name}` on more than two axes and cannot be "
+                "folded into it: give the composite fold_batchnorm=False, or flatten the samples' places into the "
+                "batch before the layer"
+            )
+        self.operator = operator(node, values)
+        (self.w, self.b), self.parts = self.plan.weights(node, self.operator)
+        return xs
+
+    def forward(self, values):
+        xs = self.open(values)
+        self.likes = [_like(x) for x in xs]
+        return self.operator.forward(xs, self.w, self.b)
+
+    def back(self, R, last=True):
+        return Shares(self.operator.transpose(R, self.w, self.likes))
+
+    def forth(self, ts):
+        return self.operator.apply(ts, self.w)
+
+    def constant(self, R):
+        return None if self.b is None else self.operator.bias_share(self.b, R)
+
+
+class Ruled(Linear):
+    """A rule with groups at a linear map."""
+
+    def forward(self, values):
+        applied = self.apply(self.open(values))
+        if (
+            self.rule.complete and applied.xs[0].element_size() >= 4
+        ):  # in half precision, rounded parts add up too roughly
+            return applied.forward()
+        if applied.absorb or self.b is None or not reads_output(self.rule):
+            value = z = self.operator.forward(applied.xs, self.w, self.b)
+        else:
+            z = self.operator.apply(applied.xs, self.w)
+            value = z + self.operator.broadcast(self.b, z)
+        if reads_output(self.rule):
+            applied.z = z
+        return value
+
+    def apply(self, xs: list[Tensor]) -> Applied:
+        """The rule at these inputs."""
+        absorb, known = self.plan.composite.bias == "absorb", [n.nonnegative for n in self.sources]
+        self.applied = Applied(self.rule, self.operator, xs, None, (self.w, self.b), self.parts, absorb, known)
+        return self.applied
+
+    def back(self, R, last=True):
+        complaint = self.rule.complaint(self.applied.xs)
+        if complaint and last:
+            warn(f"node `{self.node.name}`: {complaint}")
+        return self.applied.back(R, last)
+
+    def opposite(self, R):
+        if not self.rule.sign_selective:
+            return super().opposite(R)
+        a, negated = self.applied, (-self.w, None if self.b is None else -self.b)
+        return Applied(a.rule, a.operator, a.xs, None, negated, {}, a.absorb, a.nonnegative).back(R)
+
+
+class RuledLocal(Ruled):
+    """A rule with groups at the linearisation of a node: an average, or an unknown function by override."""
+
+    def forward(self, values):
+        local, node = Local(self.plan, self.node), self.node
+        value = local.forward(values)
+        held = {n: values[n] for n in self.plan.graph.reads[node]}
+        xs = [held[n] for n in self.sources]
+        call = lambda xs: node.run(held | dict(zip(self.sources, xs, strict=True)))  # noqa: E731
+        self.operator = Averaging(call, lambda R: local.transpose(R), xs[0])
+        (self.w, self.b), self.parts = self.operator.weights(), {}
+        self.apply(xs).z = value if reads_output(self.rule) else None
+        return value
+
+
+class Gate(Step):
+    """A product: all relevance to the signal, none to the gate; equal halves where nothing tells them apart.
+
+    Source: achtibat2024attnlrp (halves).
+    """
+
+    def forward(self, values):
+        self.likes = [_like(values[n]) for n in self.sources]
+        return self.node.run(values)
+
+    def back(self, R, last=True):
+        a, b = self.likes
+        gate = self.node.gate
+        if gate is None and a.numel() != b.numel():
+            gate = 0 if a.numel() < b.numel() else 1
+        if gate is None:
+            return Shares([reduce_to(R / 2, a), reduce_to(R / 2, b)])
+        signal = reduce_to(R, self.likes[1 - gate])
+        return Shares([None, signal] if gate == 0 else [signal, None])
+
+    @staticmethod
+    def reached(node):
+        return () if node.gate is None else node.inputs[1 - node.gate : 2 - node.gate]
+
+
+class Say(Step):
+    """A rule that says the shares itself: `rules.Told`. It may ask this step for the layer, and who is a skip."""
+
+    def forward(self, values):
+        self.held = {n: values[n] for n in self.plan.graph.reads[self.node]}
+        return self.node.run(values)
+
+    @property
+    def layer(self) -> object:
+        return self.node.layer(self.held)
+
+    @property
+    def skips(self) -> list[bool]:
+        return self.plan.graph.skips(self.node)
+
+    def call(self, x: Tensor) -> Tensor:
+        return self.node.run({**self.held, self.sources[0]: x})
+
+    def back(self, R, last=True):
+        xs = [self.held[n] for n in self.sources]
+        signed = [sign * x.expand(R.shape[1:]) for sign, x in zip(self.node.signs, xs, strict=False)]
+        parts = self.rule.share(signed or xs, R, self)
+        return Shares([reduce_to(part, x) if signed else part for part, x in zip(parts, xs, strict=True)])
+
+
+class Refused(Step):
+    """Relevance must not get here: the plan says so before anything is computed."""
+
+    def back(self, R, last=True):
+        raise no_rule(self.node)
+
+
+@cache
+def spreading(chosen: type[Step]) -> type[Step]:
+    """The same step; at a layer that reads every s-th pixel, its shares are spread over the pixels between."""
+
+    class Spreading(chosen):
+        def forward(self, values):
+            self.strides = gaps(self.node, values)
+            self.x = values[self.sources[0]] if self.strides else None
+            return super().forward(values)
+
+        def back(self, R, last=True):
+            return self._spread(super().back(R, last))
+
+        def opposite(self, R):
+            return self._spread(super().opposite(R))
+
+        def _spread(self, shares: Shares) -> Shares:
+            if self.strides:
+                shares.relevance = [spread(share, self.x, self.strides) for share in shares.relevance]
+            return shares
+
+    return Spreading
+
+
+# ---------------------------------------------------------------- which step where
+
+
+class At(NamedTuple):
+    """What stands at nodes of a kind: their own rule (None: the composite's list says) with its step, and the adjoint's."""
+
+    own: Rule | None
+    step: type[Step]
+    adjoint: type[Step]
+    shares: bool = False  # has a rule with groups a meaning there?
+
+
+AT = {
+    **dict.fromkeys((v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.ADD), At(None, Ruled, Linear, shares=True)),
+    **dict.fromkeys((v.AVERAGE, v.LRN), At(None, RuledLocal, Local, shares=True)),
+    **dict.fromkeys((v.ACTIVATION, v.SCALE, v.NORM), At(Pass(), Through, Local)),
+    v.MAXIMUM: At(Own(v.MAXIMUM), Local, Local),
+    v.REARRANGE: At(Own(v.REARRANGE), Local, Local),
+    v.PRODUCT: At(Own(v.PRODUCT), Gate, Local),
+    v.UNKNOWN: At(Own(v.UNKNOWN), Refused, Local, shares=True),
+    v.PIECES: At(Own(v.PIECES), Refused, Refused),
+}
+
+
+def choose(node: Node, rule: Rule) -> type[Step]:
+    """The step for a rule at a node; raises LRPError where the rule has no meaning."""
+    at = AT[node.kind]
+    if rule.at and node.kind not in rule.at:
+        raise LRPError(f"{rule!r} is a rule for {' and '.join(rule.at)}; `{node.name}` is {node.kind}")
+    if isinstance(rule, Own):
+        return at.step
+    if isinstance(rule, Pass | Told):
+        return Through if isinstance(rule, Pass) else Say
+    if isinstance(rule, Adjoint):
+        return at.adjoint
+    if at.shares:
+        return Ruled if at.adjoint is Linear else RuledLocal
+    raise LRPError(f"node `{node.name}` ({node.kind}) hands relevance on as it is; {rule!r} has no meaning there")
+
+
+def add_kind(kind: str, step: type[Step], names: str = "", modules: Iterable[type[nn.Module]] = ()) -> None:
+    """Teach the package a kind of node, from the next capture on: `step` stands at torch functions of these names
+    (separated by spaces) and at modules of these types.
+
+    Raises TypeError for a step without `back`, ValueError for a kind that exists.
+    """
+    if not (isinstance(step, type) and issubclass(step, Step)) or step.back is Step.back:
+        raise TypeError(f"{step!r} is no step: derive a class from lrp.steps.Step and define back(self, R, last)")
+    if kind in AT or kind == v.CONSTANT:
+        raise ValueError(f"there is a kind {kind!r} already: give the new one another name")
+    AT[kind] = At(Own(kind), step, step)
+    v.KIND_OF_NAME.update(dict.fromkeys(names.split(), kind))
+    v.REGISTERED.update(dict.fromkeys(modules, kind))
+
+
+def reads_output(rule: Rule) -> bool:
+    """Does the rule need the output of its node on the way back?"""
+    return any(group is PLAIN or group.where for _, group in rule.groups)
+
+
+def may_overwrite(node: Node) -> bool:
+    """Is this torch's own ReLU (not a class or function that shares its name), behind a value that is new memory?"""
+    own = node.module is None or type(node.module) in (nn.ReLU, nn.ReLU6)
+    relu = node.kind == v.ACTIVATION and node.op in OVERWRITING and own
+    return relu and node.inputs[0].kind in (*v.WEIGHTED, v.BATCHNORM)
+
+
+def operator(node: Node, values: dict) -> Operator:
+    """The linear map of a node."""
+    if node.kind == v.ADD:
+        like = values[node.inputs[0]]
+        as_like = {"dtype": like.dtype, "device": like.device}
+        terms = [sign * torch.as_tensor(fill(c, values), **as_like).detach() for sign, c in node.constants]
+        return Addition(list(node.signs), sum(terms) if terms else None)
+    if node.kind == v.CONVOLUTION:
+        return Convolution(node.layer(values), node.norm)
+    return Dense(node.layer(values), node.norm) if node.kind == v.DENSE else Scaling(node.layer(values))
+
+
+def gaps(node: Node, values: dict) -> tuple[int, int] | None:
+    """The strides of a layer that reads single pixels and leaves gaps between them, (vertical, horizontal), or None.
+
+    These are 1 x 1 convolutions with a stride, as in a ResNet's projections, and slices such as x[:, :, ::2, ::2].
+    """
+    if node.kind == v.CONVOLUTION:
+        read = node.layer(values)
+        if (
+            read.transposed
+            or read.weight.dim() != 4
+            or set(read.weight.shape[2:]) != {1}
+            or set(read.padding) - {0, *"valid"}
+        ):
+            return None
+        strides = tuple(read.stride)
+    elif node.op == "getitem" and isinstance(node.args[1], tuple) and len(node.args[1]) == 4:
+        if not all(isinstance(i, slice) and i.start in (None, 0) and i.stop is None for i in node.args[1]):
+            return None
+        strides = tuple(i.step or 1 for i in node.args[1][2:])
+    else:
+        return None
+    return strides if max(strides) > 1 else None
+
+
+def no_rule(node: Node) -> UnsupportedOperation:
+    """The error for relevance that would reach a node without a rule."""
+    if node.kind == v.PIECES:
+        return UnsupportedOperation(
+            f"node `{node.name}` ({node.op}) gives several tensors that are used as a whole: take them out one by one, "
+            "as in a, b = x.chunk(2, 1)"
+        )
+    hint = f"pass overrides={{'{node.name}': rules.Pass()}} to let relevance through, or rules.Epsilon() to share it"
+    if node.op in v.SOFTMAXES:
+        hint = (
+            "relevance should start at the logits: take the softmax off the end of the model (seeds.Probability() "
+            f"scales the logit's relevance by it), or pass overrides={{'{node.name}': rules.Pass()}}"
+        )
+    return UnsupportedOperation(f"node `{node.name}` calls {node.op}, which has no rule: {hint}")
+
+
+def _like(x: Tensor) -> Tensor:
+    """A tensor of the same shape without memory."""
+    return torch.empty(x.shape, dtype=x.dtype, device="meta")
