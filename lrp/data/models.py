@@ -7,7 +7,6 @@ the digit in a scene of `lrp.data.datasets` and are committed.
 
 import hashlib
 import json
-import math
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pandas as pd
 import safetensors.torch
 import torch
 import torchvision
+from scipy.stats import binomtest
 from torch import nn
 from torch.nn import functional as F
 
@@ -202,11 +202,10 @@ def report(model, inputs, labels, name="model", batch=250):
     )
 
 
-def wilson(hits, n, z=1.959964):
+def wilson(hits, n):
     """The 95 % interval of a proportion (Wilson 1927), as (low, high)."""
-    middle, share = (hits + z * z / 2) / (n + z * z), hits / n
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return middle - half, middle + half
+    low, high = binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def found(names, device="cpu"):

@@ -171,6 +171,10 @@ def test_report_is_right_and_leaves_the_model_as_it_was():
 def test_wilson_interval_against_published_values():
     assert models.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
     assert models.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert models.wilson(20, 20) == pytest.approx((1 - 0.1611, 1.0), abs=1e-4)
+    low, high = models.wilson(7, 50)  # the ends solve (7 / 50 - p)^2 = z^2 p (1 - p) / 50
+    for p in (low, high):
+        assert abs(7 / 50 - p) == pytest.approx(1.959964 * (p * (1 - p) / 50) ** 0.5, rel=1e-6)
 
 
 def test_bvlc_googlenet_has_two_lrn_layers():
