@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,9 @@ from torch.overrides import TorchFunctionMode
 from .. import checks
 from ..composites import Composite
 from ..engine import LRP, Target
-from ..errors import CaptureError, InputError, LRPError, TargetError, UnsupportedOperation
+from ..errors import CaptureError, LRPError, UnsupportedOperation
 from ..seeds import Contrastive, Seed
-from . import metrics
+from . import flipping, metrics
 
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {  # (N, C, H, W) -> (N, H, W)
     "sum": lambda R: R.sum(1),  # contributions, in units of the logit: they add up over channels
@@ -51,12 +52,7 @@ class Method:
 
     def __call__(self, model: nn.Module, x: Tensor, target: Target = None, **options) -> Tensor:
         """The map (N, H, W); options are those of `raw`, such as `layer` of Grad-CAM."""
-        checks.mode(model)
-        checks.tensor(x, model)
-        if x.dim() != 4:
-            raise InputError(f"images are (N, C, H, W); got shape {tuple(x.shape)}")
-        if isinstance(target, list | tuple):
-            raise TargetError("one target per call: None, an int, or a LongTensor (N,)")
+        flipping.images(model, x, target)
         with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="captum")
             x = x.detach().clone()
@@ -283,6 +279,18 @@ METHODS: dict[str, Method] = {method.name: method for method in _TABLE}
 CONTROLS = ("random", "centre", "edges")  # those that no network has a part in
 
 
+class Cached:
+    """What `make` gives for a model, kept until another model comes."""
+
+    def __init__(self, make: Callable[[nn.Module], Any]):
+        self.make, self.model, self.made = make, None, None
+
+    def __call__(self, model: nn.Module) -> Any:
+        if self.model is not model:
+            self.made, self.model = self.make(model), model
+        return self.made
+
+
 def lrp_method(composite: Composite | Callable[..., Composite], seed: Seed | Tensor | None = None, **options):
     """LRP as a method `(model, x, target) -> (N, H, W)`: relevance summed over channels.
 
@@ -295,13 +303,11 @@ def lrp_method(composite: Composite | Callable[..., Composite], seed: Seed | Ten
     elif options:
         raise LRPError(f"{composite!r} is made already: give {', '.join(options)} to its class")
     late = isinstance(seed, Contrastive) and seed.positive
-    start, explainer = replace(seed, positive=False) if late else seed, None
+    start = replace(seed, positive=False) if late else seed
+    explainer = Cached(lambda model: LRP(model, composite))
 
     def method(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-        nonlocal explainer
-        if explainer is None or explainer.model is not model:
-            explainer = LRP(model, composite)
-        R = explainer.attribute(x, target, seed=start).sum(1)
+        R = explainer(model).attribute(x, target, seed=start).sum(1)
         return seed.finish(R) if late else R
 
     return method

@@ -13,18 +13,20 @@ samek2017evaluating (the general scheme: see `perturbation`).
 import math
 import numbers
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from .. import checks
-from ..errors import InputError, LRPError, TargetError
+from ..errors import InputError
+from . import flipping
+from .flipping import column, known
 from .metrics import Interval, heat, interval
-from .perturbation import at_once, column, known, score
 
-TIES = ("together", "strict")
-REPLACEMENTS = ("black", "mean", "blur")
+Ties = Literal["together", "strict"]
+Replacement = Literal["black", "mean", "blur"]
+TIES: tuple[str, ...] = get_args(Ties)
+REPLACEMENTS: tuple[str, ...] = get_args(Replacement)
 KERNEL, SIGMA = 11, 5.0  # the blur of petsiuk2018rise, in pixels
 
 # ---------------------------------------------------------------- maps of few levels
@@ -39,15 +41,15 @@ def heat_quantization(maps: Tensor, levels: int = 8) -> Tensor:
     moves. A constant map stays as it is. The levels are rounded to the maps' type before values are compared with
     them, so no value is ever raised and a second call changes nothing.
 
-    Raises LRPError for maps that are not finite floating point (N, H, W), or less than two levels.
+    Raises InputError for maps that are not finite floating point (N, H, W), or less than two levels.
     """
     if not isinstance(maps, Tensor) or maps.dim() != 3 or not maps.is_floating_point():
         got = f"{maps.dtype} {tuple(maps.shape)}" if isinstance(maps, Tensor) else type(maps).__name__
-        raise LRPError(f"maps are floating point (N, H, W), channels summed first (`metrics.heat`); got {got}")
+        raise InputError(f"maps are floating point (N, H, W), channels summed first (`metrics.heat`); got {got}")
     if not isinstance(levels, numbers.Integral) or levels < 2:
-        raise LRPError(f"levels is a whole number of at least 2, the minimum and the maximum; got {levels!r}")
+        raise InputError(f"levels is a whole number of at least 2, the minimum and the maximum; got {levels!r}")
     if len(bad := (~torch.isfinite(maps)).nonzero()):
-        raise LRPError(f"map {bad[0, 0]} holds NaN or infinite values")
+        raise InputError(f"map {bad[0, 0]} holds NaN or infinite values")
     v = maps.flatten(1).double()
     low, high = v.amin(1, keepdim=True), v.amax(1, keepdim=True)
     shares = torch.arange(levels, dtype=v.dtype, device=v.device) / (levels - 1)
@@ -83,14 +85,14 @@ class Protocol:
         insertion, deletion: what stands in for pixels not yet shown, and for those taken away: `black`, `mean` of the
             data set, or the image under a `blur` (Gaussian of 11 x 11 pixels, sigma 5, zero-padded, sum 1 inside).
 
-    Raises LRPError for other names.
+    Raises InputError for other names.
     """
 
     name: str
-    ties: str
+    ties: Ties
     ends: bool
-    insertion: str
-    deletion: str
+    insertion: Replacement
+    deletion: Replacement
 
     def __post_init__(self):
         known("treatment of ties", self.ties, TIES)
@@ -102,6 +104,15 @@ AUTHORS = Protocol("authors", ties="together", ends=False, insertion="black", de
 STRICT = Protocol("strict", ties="strict", ends=False, insertion="black", deletion="black")  # the same without ties
 RISE = Protocol("rise", ties="strict", ends=True, insertion="blur", deletion="mean")  # petsiuk2018rise
 PROTOCOLS = {p.name: p for p in (AUTHORS, STRICT, RISE)}
+
+
+def _protocol(given: Protocol | str) -> Protocol:
+    """The protocol, or the one of this name."""
+    if isinstance(given, str):
+        return PROTOCOLS[known("protocol", given, tuple(PROTOCOLS))]
+    if not isinstance(given, Protocol):
+        raise InputError(f"a protocol is a Protocol, or one of {', '.join(PROTOCOLS)} by name; got {given!r}")
+    return given
 
 
 # ---------------------------------------------------------------- scores
@@ -155,10 +166,7 @@ def compare(a: Scores, b: Scores, statistic: str = "ID", **options) -> Interval:
     """
     area = AREAS[known("statistic", statistic, tuple(AREAS))]
     one, two = ({"images": len(s), "protocol": s.protocol, "step": s.step, "pixels": s.pixels} for s in (a, b))
-    if one != two:
-        raise LRPError(f"scores of different kinds cannot be paired: {one} and {two}")
-    if not torch.allclose(a.insertion[:, -1], b.insertion[:, -1], rtol=1e-3, atol=1e-3):
-        raise LRPError("the whole images score differently: scores are paired on one model, images and targets")
+    flipping.paired("scores", "whole", (one, two), (a.insertion[:, -1], b.insertion[:, -1]))
     return interval(area(a) - area(b), **options)
 
 
@@ -190,97 +198,87 @@ def measure(
         x, maps: normalised images (N, C, H, W), and maps of that shape, then summed over channels, or (N, H, W).
         target: None for the class predicted on x, an int for all, or a LongTensor (N,).
         protocol: one of `PROTOCOLS`, its name, or your own.
-        step: pixels from point to point; by default 500 at 224 x 224 (101 points) and as large a share elsewhere.
+        step: pixels from point to point; by default 500 at 224 x 224 (101 points) and in proportion elsewhere.
         black: black in units of x, a number or one per channel (`low, _ = normalizer.bounds()`); for `black` only.
         mean: the mean of the data set in units of x; 0 where inputs were normalised by theirs.
         batch: images per forward pass, which bounds memory (beside a map of ranks per image, and a blurred copy of x);
-            by default `perturbation.at_once(x)`.
+            by default `flipping.at_once(x)`.
         progress: a bar after five seconds.
 
-    Raises LRPError for names and numbers that cannot be, InputError for tensors, TargetError for targets. Deviations
-    from the program of otsuki2024layer: it takes channel 0 of a map that has several, and scores the label while the
-    predicted class is explained (hand over the labels for that). From petsiuk2018rise: ties go as one reads.
+    Raises InputError for names, numbers and tensors that cannot be, TargetError for targets. Deviations from the
+    program of otsuki2024layer: it takes channel 0 of a map that has several, and scores the label while the predicted
+    class is explained (hand over the labels for that). From petsiuk2018rise: ties go as one reads.
     """
-    if isinstance(protocol, str):
-        protocol = PROTOCOLS[known("protocol", protocol, tuple(PROTOCOLS))]
-    if not isinstance(protocol, Protocol):
-        raise LRPError(f"a protocol is a Protocol, or one of {', '.join(PROTOCOLS)} by name; got {protocol!r}")
-    _check_images(model, x, maps)
+    protocol = _protocol(protocol)
+    flipping.images(model, x, target)
+    flipping.maps_of(x, maps, "maps")
+    step = _step(x, step, protocol)
+    flipping.whole_numbers(batch=batch)
+    stand_ins = [_replacement(name, x, protocol, black, mean) for name in (protocol.insertion, protocol.deletion)]
+    flips = flipping.Flips(model, x, target, output="probability", batch=batch)
+    return _both_curves(flips, x, maps, stand_ins, protocol, step, progress)
+
+
+def _step(x: Tensor, step: int | None, protocol: Protocol) -> int:
+    """Pixels from point to point; raises InputError where a curve would have less than two points."""
+    flipping.whole_numbers(step=step)
     size = x.shape[2:].numel()
-    step = max(1, round(500 * size / 224**2)) if step is None else step
-    batch = at_once(x) if batch is None else batch
-    whole_numbers = {"step": step, "batch": batch}
-    if wrong := {name: n for name, n in whole_numbers.items() if not isinstance(n, numbers.Integral) or n < 1}:
-        raise LRPError(f"whole numbers of at least 1 are needed; got {wrong}")
+    step = max(1, round(500 * size / 224**2)) if step is None else int(step)
     if step > size - (not protocol.ends):
-        raise LRPError(f"step={step}, but images of {tuple(x.shape[2:])} hold {size} pixels: no two points on a curve")
-    shown_for, taken_for = (_replacement(r, x, protocol, black, mean) for r in (protocol.insertion, protocol.deletion))
+        raise InputError(
+            f"step={step}, but images of {tuple(x.shape[2:])} hold {size} pixels: no two points on a curve"
+        )
+    return step
 
-    logits = torch.cat([checks.run(model, part).cpu() for part in x.split(batch)])
-    checks.logits(logits, model)
-    targets, single = checks.targets(target, logits)
-    if not single:
-        raise TargetError("insertion and deletion take one target per image: call them once for each entry of the list")
-    whole = score(logits, targets[0], "probability")
 
-    parts = [_ranks(part, protocol, step) for part in maps.split(batch)]
-    rank, counts = torch.cat([r for r, _ in parts]).to(x.device), torch.cat([k for _, k in parts])
+def _both_curves(
+    flips: flipping.Flips,
+    x: Tensor,
+    maps: Tensor,
+    stand_ins: list[Tensor],
+    protocol: Protocol,
+    step: int,
+    progress: bool,
+) -> Scores:
+    """Insertion and deletion, with what stands in for pixels in each; every mask is evaluated once."""
+    parts, size = maps.split(flips.batch), x.shape[2:].numel()
+    rank = torch.cat([flipping.ranks(part).int() for part in parts]).to(x.device)
+    counts = torch.cat([_counts(part, protocol, step) for part in parts])
     fresh = counts.diff(dim=1, prepend=torch.full((len(x), 1), -1)) != 0
     first = torch.where(fresh, torch.arange(counts.shape[1]), 0).cummax(1).values  # the point with the same mask
-    runs = {True: fresh & (counts < size), False: fresh & (counts > 0)}  # the whole image is known
-    evaluations, curves = len(x) + sum(int(run.sum()) for run in runs.values()), []
-    with tqdm(total=evaluations - len(x), desc=protocol.name, leave=False, delay=5, disable=not progress) as bar:
-        for insertion, run in runs.items():
-            scores = whole[:, None].repeat(1, counts.shape[1])
-            for n, p in zip(*(index.split(batch) for index in run.nonzero(as_tuple=True)), strict=True):
-                i = n.to(x.device)
-                ahead = rank[i] < counts[n, p].to(x.device, rank.dtype)[:, None, None]
-                new = shown_for if insertion else taken_for
-                pair = (x[i], new if len(new) == 1 else new[i])
-                frames = torch.where(ahead[:, None], *(pair if insertion else pair[::-1]))
-                scores[n, p] = score(checks.run(model, frames).cpu(), targets[0, n], "probability")
-                bar.update(len(n))
-            curves.append(scores.gather(1, first))
-    for name, scores in zip(("insertion", "deletion"), curves, strict=True):
-        if len(bad := (~torch.isfinite(scores)).nonzero()):
-            raise InputError(f"the score of image {bad[0, 0]} is not finite at point {bad[0, 1]} of its {name}")
-    return Scores(*curves, protocol, int(step), size, evaluations)
+    passes = {  # name: (number of pixels that leaves the image whole, what is ahead in the order, what is behind)
+        "insertion": (size, x, stand_ins[0]),
+        "deletion": (0, stand_ins[1], x),
+    }
+    evaluated = {name: fresh & (counts != whole) for name, (whole, _, _) in passes.items()}
+    total, curves = sum(int(points.sum()) for points in evaluated.values()), []
+    with flips.progress(total, protocol.name, progress):
+        for name, (whole, ahead, behind) in passes.items():
+            scores = flips.scores(evaluated[name], counts, rank, ahead, behind)
+            scores = torch.where(counts == whole, flips.untouched[:, None], scores).gather(1, first)
+            curves.append(flipping.sound(scores, f"at point {{}} of its {name}"))
+    return Scores(*curves, protocol, step, size, len(x) + total)
 
 
-def _check_images(model: nn.Module, x: Tensor, maps: Tensor) -> None:
-    checks.mode(model)
-    checks.tensor(x, model)
-    if x.dim() != 4:
-        raise InputError(f"x must be images (N, C, H, W); its shape is {tuple(x.shape)}")
-    shape, shapes = getattr(maps, "shape", None), (x.shape, x[:, 0].shape)
-    if shape not in shapes:
-        raise InputError(f"maps must have shape {tuple(shapes[0])}, as x, or {tuple(shapes[1])}; got {shape}")
-    if len(bad := (~torch.isfinite(maps)).nonzero()):
-        raise InputError(f"the map of image {bad[0, 0]} holds NaN or infinite values")
-
-
-def _ranks(maps: Tensor, protocol: Protocol, step: int) -> tuple[Tensor, Tensor]:
-    """Each pixel's place in the descending order, (N, H, W) int32, and the numbers of pixels at the points, (N, P)."""
-    R = heat(maps)
-    values, order = R.flatten(1).sort(dim=1, descending=True, stable=True)
-    size = values.shape[1]
-    places = torch.arange(size, dtype=torch.int32, device=R.device).expand_as(order)
-    rank = torch.empty_like(places).scatter_(1, order, places).view_as(R)
-    points = torch.arange(math.ceil(size / step) + protocol.ends, device=R.device)
-    counts = (points * step).clamp(max=size) if protocol.ends else ((points + 1) * step).clamp(max=size - 1) + 1
+def _counts(maps: Tensor, protocol: Protocol, step: int) -> Tensor:
+    """Numbers of pixels at the points of each map, (N, P), on the CPU."""
+    R = heat(maps).flatten(1)
+    points = torch.arange(math.ceil(R.shape[1] / step) + protocol.ends, device=R.device) * step
+    counts = points.clamp(max=R.shape[1]) if protocol.ends else (points + step).clamp(max=R.shape[1] - 1) + 1
     counts = counts.expand(len(R), -1)
     if protocol.ties == "together":
+        values = R.neg().sort(dim=1).values
         last = values.gather(1, (counts - 1).clamp(min=0))
-        counts = torch.searchsorted(-values, -last, right=True).where(counts > 0, 0)
-    return rank, counts.cpu()
+        counts = torch.searchsorted(values, last, right=True).where(counts > 0, 0)
+    return counts.cpu()
 
 
-def _replacement(name: str, x: Tensor, protocol: Protocol, black, mean) -> Tensor:
+def _replacement(name: Replacement, x: Tensor, protocol: Protocol, black, mean) -> Tensor:
     """What stands in for a pixel: (N, C, H, W), or (1, C, 1, 1) or the like where it is the same for all images."""
     if name == "blur":
         return _band(x.shape[2], x) @ x @ _band(x.shape[3], x)
     if name == "black" and black is None:
-        raise LRPError(
+        raise InputError(
             f"the protocol {protocol.name!r} replaces pixels by black, which has to be given in units of x: "
             "`low, _ = normalizer.bounds()`, then black=low"
         )

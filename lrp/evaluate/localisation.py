@@ -1,33 +1,35 @@
-"""Does a map point at the object, and at the class that was asked for? Pointing games, energy, ablation, contrast.
+"""Does a map point at the object, and at what the model uses? Pointing games, energy, ablation, contributions.
 
 Maps are (N, H, W), or (N, C, H, W) and then summed over channels; masks are (N, H, W), bool. Each function gives one
 value per sample in double precision, (N,), NaN where it is undefined (an empty mask, a map without relevance):
 `metrics.interval` makes a mean with its bootstrap interval of it, leaves NaN out and counts them.
+
+The contribution of patch p is what the score loses when the patch is replaced, C_p = f_t(x) - f_t(x without p). A map
+agrees with it where its sums over patches rank the patches alike, and where they have the sign of C_p: below zero, a
+patch argues against the class, and taking it away helps. Patches are replaced one at a time, so what only two of them
+do together is not seen. Sources: zeiler2014visualizing for occlusion, samek2017evaluating for the patches.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-from .. import checks
-from ..errors import InputError, LRPError, TargetError
-from . import metrics
+from ..engine import Target
+from ..errors import InputError, LRPError
+from . import flipping, metrics
+from .baselines import METHODS
 
 ENERGIES = tuple(p / 10 for p in range(10))  # shares of a map's energy for the curve of `energy_hits`
 
 
 def _maps(maps: Tensor, masks: Tensor | None = None) -> Tensor:
     """Finite maps (N, H, W), with masks of the same shape; raises LRPError otherwise."""
-    R = metrics.heat(maps).detach()
-    if not torch.isfinite(R).all():
-        raise LRPError(f"maps {sorted(set(((~torch.isfinite(R)).nonzero()[:, 0]).tolist()))[:8]} hold NaN or infinity")
+    R = metrics.finite(maps)
     if masks is not None and (masks.dtype != torch.bool or masks.shape != R.shape):
         raise LRPError(f"masks are bool, shaped like the maps {tuple(R.shape)}; got {masks.dtype} {tuple(masks.shape)}")
     return R
@@ -160,7 +162,8 @@ def ablation(
     model: nn.Module,
     x: Tensor,
     maps: Tensor | None,
-    target=None,
+    target: Target = None,
+    *,
     patch: int = 9,
     fill: float | Tensor = 0.0,
     seed: int = 0,
@@ -181,65 +184,58 @@ def ablation(
 
     Raises InputError, TargetError or LRPError for what does not fit. The protocol is a reconstruction.
     """
-    checks.mode(model)
-    checks.tensor(x, model)
-    if x.dim() != 4:
-        raise InputError(f"images are (N, C, H, W); got shape {tuple(x.shape)}")
+    flipping.images(model, x, target)
     if patch < 1 or patch % 2 == 0:
         raise LRPError(f"a patch with a middle has an odd side; got {patch}")
-    if isinstance(target, list | tuple):
-        raise TargetError("one target per call: None, an int, or a LongTensor (N,)")
-    (n, _, h, w), size = x.shape, x.shape[2:].numel()
+    (n, _, h, w), r = x.shape, patch // 2
     if maps is None:
-        place = torch.tensor([int(np.random.default_rng([seed, i]).integers(size)) for i in range(n)])
+        place = torch.tensor([int(np.random.default_rng([seed, i]).integers(h * w)) for i in range(n)])
         flat = torch.zeros(n, dtype=torch.bool)
     else:
-        R = _maps(maps)
+        R = _maps(maps).cpu()
         if R.shape != (n, h, w):
             raise LRPError(f"maps of {n} images of {h} x {w} pixels are ({n}, {h}, {w}); got {tuple(maps.shape)}")
         place, flat = R.flatten(1).argmax(1), R.amax((1, 2)) == R.amin((1, 2))
-    place, flat = place.to(x.device), flat.to(x.device)
-    middle, r = torch.stack([place % w, place // w], 1), patch // 2
+    middle, one = torch.stack([place % w, place // w], 1), torch.ones(n, 1, dtype=torch.int)
     patches = metrics.box_masks(torch.cat([middle - r, middle + r + 1], 1), (h, w))
-    fill = torch.as_tensor(fill, dtype=x.dtype, device=x.device).expand(x.shape[1:])
-    without = torch.where(patches[:, None], fill, x)
-    whole = torch.cat([checks.run(model, part) for part in x.split(batch)])
-    checks.logits(whole, model)
-    t = checks.targets(target, whole)[0][0][:, None]
-    cut = torch.cat([checks.run(model, part) for part in without.split(batch)])
-    return (whole.gather(1, t).double() - cut.gather(1, t).double())[:, 0].where(~flat, torch.nan)
+    fill = torch.as_tensor(fill, dtype=x.dtype, device=x.device).expand(1, *x.shape[1:])
+    flips = flipping.Flips(model, x, target, output="logit", batch=batch)
+    drops = flips.untouched - flips.scores(one.bool(), one, (~patches).int(), fill, x)[:, 0]
+    return drops.where(~flat, torch.nan)
 
 
-# ---------------------------------------------------------------- does the map depend on the class?
+def contributions(
+    model: nn.Module, x: Tensor, target: Target = None, region: int = 8, baseline: float | Tensor = 0.0
+) -> Tensor:
+    """C of each patch of `region` x `region` pixels, in units of the logit: (N, C, H, W) -> (N, rows, columns).
 
-
-def ssim(R: Tensor, S: Tensor) -> Tensor:
-    """Structural similarity of two maps of each sample, as pictures (1 + R / max |R|) / 2 in [0, 1] (wang2004image).
-
-    0 is mid-grey in both, as in a diverging colour map: with signed values SSIM would take R and -R for alike, since
-    means and covariances change sign together. Uniform windows of 7 x 7 pixels (less in smaller maps), as
-    scikit-image has it. Stretches that are faint in both count as alike, so two maps with few strong pixels come out
-    similar wherever these lie. NaN where a map is zero everywhere.
+    baseline: what replaces the patch, a number or a tensor (C, 1, 1) in the units of x; 0 is the mean colour of most
+    networks' data, at which gradient x input is zero as well. Patches that the border cuts stay smaller. Raises what
+    the methods of `baselines` do.
     """
-    if (shape := _maps(R).shape) != _maps(S).shape or min(shape[1:]) < 3:
-        raise LRPError(f"two maps of the same shape, of 3 x 3 pixels or more; got {tuple(R.shape)}, {tuple(S.shape)}")
-    a, b = ((1 + M / M.abs().amax((1, 2), keepdim=True)) / 2 for M in (_maps(R).cpu(), _maps(S).cpu()))
-    side = min(7, (min(shape[1:]) - 1) // 2 * 2 + 1)
-    pairs = zip(a.numpy(), b.numpy(), strict=True)
-    values = [structural_similarity(one, two, win_size=side, data_range=1.0) for one, two in pairs]
-    return torch.tensor(values, dtype=torch.float64)
+    C = METHODS["occlusion"](model, x, target, window=region, stride=region, baseline=baseline)
+    return C[:, ::region, ::region].double()
 
 
-def class_sensitivity(maps: Sequence[Tensor] | Tensor) -> dict[str, Tensor]:
-    """How alike the maps of different classes are: {"cosine", "ssim"}, each (N,), the mean over all pairs of classes.
+def agreement(maps: Tensor, C: Tensor, region: int = 8) -> dict[str, Tensor]:
+    """How far maps (N, H, W) or (N, C, H, W) agree with the contributions C (N, rows, columns), each (N,).
 
-    maps: one (N, H, W) per class, T >= 2 of them, of the same images. 1 is a method that does not see the class; the
-    cosine of unrelated maps is near 0 only where both signs occur.
+    "rank correlation": Spearman's, of the map's sums over patches and C; NaN where either is flat. "signs": share of
+    the patches where both have the same sign; "signs by weight": the same, with each patch counted by |C|. A sum of
+    exactly zero has no sign and agrees with nothing. A map without negative values gets for its signs the share of
+    the patches that help, and this is what signs are to be compared with.
+
+    Raises InputError where the patches of maps and C are not the same.
     """
-    if len(maps) < 2:
-        raise LRPError(f"maps of two classes or more can be compared; got {len(maps)}")
-    pairs = list(combinations([_maps(M) for M in maps], 2))
+    R = flipping.region_sums(maps, region)
+    if R.shape != C.shape:
+        raise InputError(f"the maps have patches {tuple(R.shape)}, the contributions {tuple(C.shape)}")
+    if not torch.isfinite(R).all() or not torch.isfinite(C).all():
+        raise LRPError("maps and contributions must be finite")
+    same = ((R.sign() == C.sign()) & (R != 0)).double().flatten(1)
+    size = C.abs().flatten(1)
     return {
-        name: torch.stack([likeness(a, b).cpu() for a, b in pairs]).mean(0)
-        for name, likeness in (("cosine", metrics.cosine), ("ssim", ssim))
+        "rank correlation": metrics.spearman(R, C),
+        "signs": same.mean(1),
+        "signs by weight": (same * size).sum(1) / size.sum(1),
     }

@@ -5,10 +5,14 @@ Each function returns one value per sample, (N,), in double precision; `interval
 bootstrap interval. A map that is zero everywhere has no value: NaN, and `interval` leaves it out and counts it.
 """
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy import stats
+from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from ..errors import LRPError
@@ -19,6 +23,14 @@ def heat(R: Tensor) -> Tensor:
     if R.dim() not in (3, 4):
         raise LRPError(f"maps are (N, C, H, W) or (N, H, W); got shape {tuple(R.shape)}")
     return (R.sum(1) if R.dim() == 4 else R).double()
+
+
+def finite(R: Tensor) -> Tensor:
+    """`heat` of maps without NaN or infinity; raises LRPError that names the others."""
+    R = heat(R).detach()
+    if len(bad := (~torch.isfinite(R)).flatten(1).any(1).nonzero()):
+        raise LRPError(f"maps {bad[:8, 0].tolist()} hold NaN or infinity")
+    return R
 
 
 def roughness(R: Tensor) -> Tensor:
@@ -74,6 +86,30 @@ def centre(n: int, size: tuple[int, int]) -> Tensor:
     return torch.exp(-(y[:, None] ** 2 + x**2) / (2 * 0.35**2)).expand(n, *size)
 
 
+def ssim(R: Tensor, S: Tensor) -> Tensor:
+    """Structural similarity of two maps of each sample, as pictures (1 + R / max |R|) / 2 in [0, 1] (wang2004image).
+
+    0 is mid-grey in both, as in a diverging colour map: with signed values SSIM would take R and -R for alike, since
+    means and covariances change sign together. Uniform windows of 7 x 7 pixels (less in smaller maps), as
+    scikit-image has it. Stretches that are faint in both count as alike, so two maps with few strong pixels come out
+    similar wherever these lie. NaN where a map is zero everywhere. Raises LRPError for maps that are not finite.
+    """
+    a, b = (finite(M).cpu() for M in (R, S))
+    if a.shape != b.shape or min(a.shape[1:]) < 3:
+        raise LRPError(f"two maps of the same shape, of 3 x 3 pixels or more; got {tuple(R.shape)}, {tuple(S.shape)}")
+    side = min(7, (min(a.shape[1:]) - 1) // 2 * 2 + 1)
+    pictures = (((1 + M / M.abs().amax((1, 2), keepdim=True)) / 2).numpy() for M in (a, b))
+    values = [structural_similarity(*pair, win_size=side, data_range=1.0) for pair in zip(*pictures, strict=True)]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def spearman(R: Tensor, S: Tensor) -> Tensor:
+    """Rank correlation of two maps of each sample, equal values get their mean rank, (N,); NaN for a flat map."""
+    ranks = (torch.from_numpy(stats.rankdata(heat(M).flatten(1).cpu().numpy(), axis=1)) for M in (R, S))
+    a, b = (r - r.mean(1, keepdim=True) for r in ranks)
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+
+
 def summary(R: Tensor, rival: Tensor, mask: Tensor) -> dict[str, "Interval"]:
     """Roughness, sparsity, likeness to the map of a rival class, and share inside the mask, each with its interval.
 
@@ -103,13 +139,32 @@ class Interval:
     __repr__ = __str__
 
 
-def interval(values: Tensor, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
-    """Mean and percentile bootstrap interval over samples; raises LRPError where no sample has a value."""
+def interval(values: Tensor, **options) -> Interval:
+    """Mean and percentile bootstrap interval over samples; raises LRPError where no sample has a value.
+
+    `options` are those of `bootstrap`: level, draws, seed.
+    """
     v = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=float)
     known = v[np.isfinite(v)]
     if not len(known):
         raise LRPError("no sample has a value: are all maps zero?")
-    rng = np.random.default_rng(seed)
-    means = known[rng.integers(0, len(known), (draws, len(known)))].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(known.mean()), float(low), float(high), len(known), len(v) - len(known))
+    return replace(bootstrap(np.mean, known, **options), left_out=len(v) - len(known))
+
+
+def bootstrap(
+    statistic: Callable, *samples: np.ndarray, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> Interval:
+    """`statistic(*samples, axis=-1)` with its percentile bootstrap interval.
+
+    samples: one array (n,) or several. They are paired: each draw takes the same indices of all. One seed gives the
+    same draws to all statistics of n samples. The interval of a single sample has no width. It is NaN where the
+    statistic of a draw is.
+    """
+    value, n = float(statistic(*samples, axis=-1)), len(samples[0])
+    if n == 1:  # scipy asks for two
+        return Interval(value, value, value, n)
+    options = {"n_resamples": draws, "confidence_level": level, "method": "percentile", "paired": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # where it is NaN
+        found = stats.bootstrap(samples, statistic, vectorized=True, rng=np.random.default_rng(seed), **options)
+    return Interval(value, *map(float, found.confidence_interval), n)

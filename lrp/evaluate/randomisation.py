@@ -7,6 +7,8 @@ The similarity of the maps before and after is kept per layer and sample; the or
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,11 +19,13 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from tqdm import tqdm
 
 from .. import checks
-from ..errors import LRPError, TargetError
-from . import metrics
-from .localisation import ssim
+from ..engine import Target
+from ..errors import LRPError
+from . import flipping, metrics
+from .metrics import spearman, ssim
 
-MODES = ("cascading", "independent")
+Mode = Literal["cascading", "independent"]
+MODES: tuple[str, ...] = get_args(Mode)
 NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
 WEIGHT, BIAS = (0.5, 1.5), (-0.5, 0.5)  # ends of the uniform distributions for those of a norm
 
@@ -111,7 +115,8 @@ def calibrate(model: nn.Module, x: Tensor, known: dict | None = None) -> dict[st
 def degrade(
     model: nn.Module,
     x: Tensor,
-    mode: str = "cascading",
+    mode: Mode = "cascading",
+    *,
     seed: int | Sequence[int] = 0,
     names: Sequence[str] | None = None,
     statistics: bool = True,
@@ -124,8 +129,7 @@ def degrade(
 
     Raises LRPError for an unknown mode or layer.
     """
-    if mode not in MODES:
-        raise LRPError(f"mode {mode!r}: choose {' or '.join(MODES)}")
+    flipping.known("mode", mode, MODES)
     order = layers(model, x)
     if unknown := sorted(set(names or ()) - set(order)):
         raise LRPError(f"no layer with parameters is called {', '.join(unknown)}; there are {', '.join(order)}")
@@ -146,14 +150,6 @@ def degrade(
 # ---------------------------------------------------------------- how alike are the maps?
 
 
-def spearman(R: Tensor, S: Tensor) -> Tensor:
-    """Rank correlation of two maps of each sample, equal values sharing their mean rank, (N,); NaN for a flat map."""
-    columns = (pd.DataFrame(metrics.heat(M).flatten(1).T.cpu().numpy()) for M in (R, S))
-    ranks = [torch.tensor(column.rank().to_numpy()) for column in columns]
-    a, b = ((r - r.mean(0)).T for r in ranks)
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
-
-
 def similarity(R: Tensor, S: Tensor) -> dict[str, Tensor]:
     """How alike two maps of each sample are: rank correlation of R and of |R|, structural similarity, cosine; (N,)."""
     R, S = metrics.heat(R), metrics.heat(S)
@@ -165,8 +161,9 @@ def randomise(
     model: nn.Module,
     x: Tensor,
     method: Callable[[nn.Module, Tensor, Tensor], Tensor],
-    target=None,
-    mode: str = "cascading",
+    target: Target = None,
+    mode: Mode = "cascading",
+    *,
     draws: int = 1,
     seed: int = 0,
     names: Sequence[str] | None = None,
@@ -189,10 +186,7 @@ def randomise(
 
     Raises InputError, TargetError or LRPError, naming the layer where a map is not finite.
     """
-    checks.mode(model)
-    checks.tensor(x, model)
-    if isinstance(target, list | tuple):
-        raise TargetError("one target per call: None, an int, or a LongTensor (N,)")
+    flipping.images(model, x, target)
     with torch.no_grad():
         output = checks.run(copy.deepcopy(model), x)
     checks.logits(output, model)
@@ -200,19 +194,23 @@ def randomise(
     total = draws * len(layers(model, x) if names is None else set(names))
     with tqdm(total=total, desc=f"{mode} randomisation", leave=False) as bar:
         for draw in range(draws):
-            for depth, (layer, net) in enumerate(degrade(model, x, mode, [seed, draw], names, statistics)):
-                if not layer and draw:
-                    continue
-                R = metrics.heat(method(net, x, target).detach())
-                if not torch.isfinite(R).all():
-                    raise LRPError(f"a map is not finite {f'with `{layer}` randomised' if layer else 'as it is'}")
-                if not layer:
-                    original = R
-                    continue
+            steps = degrade(model, x, mode, seed=[seed, draw], names=names, statistics=statistics)
+            _, net = next(steps)  # unchanged so far
+            original = _map(method, net, x, target, "as it is") if original is None else original
+            for depth, (layer, net) in enumerate(steps, start=1):
+                R = _map(method, net, x, target, f"with `{layer}` randomised")
                 row = {"mode": mode, "draw": draw, "depth": depth, "layer": layer, "sample": range(len(x))}
                 frames.append(pd.DataFrame(row | {k: v.numpy() for k, v in similarity(original, R).items()}))
                 bar.update()
     return pd.concat(frames, ignore_index=True)
+
+
+def _map(method: Callable, net: nn.Module, x: Tensor, target: Tensor, state: str) -> Tensor:
+    """The method's maps, (N, H, W); raises LRPError that tells the state of the network where one is not finite."""
+    R = metrics.heat(method(net, x, target).detach())
+    if not torch.isfinite(R).all():
+        raise LRPError(f"a map is not finite {state}")
+    return R
 
 
 def curve(table: pd.DataFrame, measure: str = "spearman") -> pd.DataFrame:
@@ -224,7 +222,5 @@ def curve(table: pd.DataFrame, measure: str = "spearman") -> pd.DataFrame:
     for (depth, layer), part in table.groupby(["depth", "layer"]):
         values = part.groupby("sample")[measure].mean().to_numpy()
         i = metrics.interval(values) if np.isfinite(values).any() else metrics.Interval(*3 * [np.nan], 0, len(values))
-        rows.append(
-            {"depth": depth, "layer": layer} | {k: getattr(i, k) for k in ("mean", "low", "high", "n", "left_out")}
-        )
+        rows.append({"depth": depth, "layer": layer} | asdict(i))
     return pd.DataFrame(rows).set_index("depth")

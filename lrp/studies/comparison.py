@@ -137,7 +137,7 @@ def randomised(model: nn.Module, x: Tensor, seed: int = 0, stops: int = 3) -> li
     """
     order = randomisation.layers(model, x)
     at = {order[round(len(order) * k / stops) - 1] for k in range(1, stops + 1)}
-    return [copy.deepcopy(net) for layer, net in randomisation.degrade(model, x, "cascading", seed) if layer in at]
+    return [copy.deepcopy(net) for layer, net in randomisation.degrade(model, x, "cascading", seed=seed) if layer in at]
 
 
 def sanity_of(networks: Sequence[nn.Module], method: Callable, R: Tensor, images: Images) -> Tensor:

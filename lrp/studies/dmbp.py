@@ -22,7 +22,8 @@ from tqdm import tqdm
 from .. import checks
 from ..engine import Target, full_precision
 from ..errors import InputError, LRPError, TargetError
-from ..evaluate.perturbation import known
+from ..evaluate.baselines import Cached
+from ..evaluate.flipping import known
 from ..seeds import one_hot
 from ..tracing import capture
 from .dmbp_result import DMBPResult, mass_of, positive_share, scale_of, total
@@ -263,13 +264,10 @@ def dmbp_method(side: str = "both", num_its: int = 200, **options) -> Callable:
     Options are those of `DMBP`. A model is captured at its first call, and kept until another comes.
     """
     known("side", side, ("both", "positive", "negative"))
-    explainer = None
+    explainer = Cached(lambda model: DMBP(model, **options))
 
     def method(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-        nonlocal explainer
-        if explainer is None or explainer.model is not model:
-            explainer = DMBP(model, **options)
-        found = explainer.attribute(x, target, num_its, progress=False)
+        found = explainer(model).attribute(x, target, num_its, progress=False)
         P, N = found.pos_attribution, found.neg_attribution
         return {"both": P + N, "positive": P, "negative": -N}[side].sum(1)
 

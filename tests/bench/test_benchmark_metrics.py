@@ -45,7 +45,7 @@ def test_steps_give_as_many_evaluations(name):
     _, side, features = bench.PLACES[name]
     step, points = bench.pace(features, side**2)
     assert side**2 % features == 0 and len(range(0, 3 * side**2, features)) == points >= 96
-    assert insertion._ranks(torch.zeros(1, side, side), insertion.AUTHORS, step)[1].shape == (1, points)
+    assert insertion._counts(torch.zeros(1, side, side), insertion.AUTHORS, step).shape == (1, points)
 
 
 def test_steps_that_cannot_be_matched_are_refused():

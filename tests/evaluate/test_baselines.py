@@ -329,7 +329,7 @@ def test_bad_input_is_named():
         method(model, x, 4)
     with pytest.raises(TargetError, match="one target per call"):
         method(model, x, [0, 1])
-    with pytest.raises(InputError, match=r"images are \(N, C, H, W\)"):
+    with pytest.raises(InputError, match=r"x must be images \(N, C, H, W\)"):
         method(model, x[0])
     with pytest.raises(InputError, match="NaN or infinite, the first at"):
         method(model, x / 0)

@@ -521,12 +521,12 @@ WRONG = {
     "NaN": ({"maps": NAN}, InputError, "the map of image 1 holds NaN"),
     "shape": ({"maps": R[:, :3]}, InputError, r"maps must have shape \(2, 3, 4, 4\), as x, or \(2, 4, 4\)"),
     "one channel": ({"maps": R[:, None]}, InputError, "maps must have shape"),
-    "no map": ({"maps": None}, InputError, "maps must have shape .* got None"),
+    "no map": ({"maps": None}, InputError, "maps must have shape .* it has None"),
     "endless x": ({"x": ENDLESS}, InputError, "the input holds 1 values that are NaN or infinite"),
     "one image": ({"x": X[0], "maps": R[0]}, InputError, r"x must be images \(N, C, H, W\)"),
     "dtype": ({"x": X.float()}, InputError, "the input is torch.float32"),
     "class": ({"target": 3}, TargetError, "target 3 is none of the 3 classes"),
-    "list": ({"target": [0, 1]}, TargetError, "one target per image: call them once for each entry"),
+    "list": ({"target": [0, 1]}, TargetError, "one target per call: .*call once for each entry"),
     "labels": ({"target": torch.zeros(3).long()}, TargetError, r"one class per sample, \(2,\)"),
 }
 

@@ -1,4 +1,4 @@
-"""Localisation scores: known answers, slow loops, properties, and Quantus where it is right."""
+"""Localisation and contributions: known answers, slow loops, properties, and Quantus where it is right."""
 
 import math
 
@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from networks import Net
+from scipy.stats import spearmanr
 from test_state import state
 from torch import nn
 
 from lrp import InputError, LRPError, TargetError
+from lrp.data import models
 from lrp.evaluate import localisation as loc
 from lrp.evaluate import metrics
 
@@ -255,9 +257,9 @@ def test_ablation_on_a_linear_model(patch, fill):
         window = (slice(None), slice(max(0, y - r), y + r + 1), slice(max(0, c - r), c + r + 1))
         change = (x[i] - fill)[window] * model.head.weight.detach()[target[i]].view(2, H, W)[window]
         expected.append(float(change.sum()))
-    drops = loc.ablation(model, x, maps, target, patch, fill)
+    drops = loc.ablation(model, x, maps, target, patch=patch, fill=fill)
     assert drops.tolist() == pytest.approx(expected) and drops.dtype == torch.float64
-    assert torch.allclose(drops, loc.ablation(model, x, maps, target, patch, fill, batch=3))
+    assert torch.allclose(drops, loc.ablation(model, x, maps, target, patch=patch, fill=fill, batch=3))
 
 
 def test_ablation_explains_the_prediction_on_the_whole_image():
@@ -301,51 +303,101 @@ def test_ablation_leaves_the_model_alone_and_names_what_is_wrong():
         (LRPError, "hold NaN", {"maps": maps / 0}),
         (TargetError, "one target per call", {"target": [0, 1]}),
         (TargetError, "target 3 is none of the 3 classes", {"target": 3}),
-        (InputError, "images are", {"x": x.flatten(2)}),
+        (InputError, "x must be images", {"x": x.flatten(2)}),
         (InputError, "training mode", {"model": linear().train()}),
     ):
         with pytest.raises(error, match=message):
             loc.ablation(**{"model": model, "x": x, "maps": maps, "target": 0} | arguments)
 
 
-# ---------------------------------------------------------------- classes
+# ---------------------------------------------------------------- contributions
 
 
-def test_ssim_of_a_map_with_itself_its_double_and_its_negative():
-    R = pictures(3)[:, 0]
-    assert torch.allclose(loc.ssim(R, 5 * R), torch.ones(3).double())
-    assert (loc.ssim(R, -R) < -0.5).all() and (loc.ssim(R.abs(), -R.abs()) < 0).all()
-    assert loc.ssim(R, pictures(9)[6:, 1]).abs().max() < 0.4
-    assert loc.ssim(R, 0 * R).isnan().all()
-    sizes = torch.tensor([1.0, 10.0, 1000.0])[:, None, None]
-    assert torch.allclose(loc.ssim(sizes * R, pictures(6)[3:, 0]), loc.ssim(R, pictures(6)[3:, 0]))
+def one_layer(size=(9, 7)):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * size[0] * size[1], 4)).double().eval()
 
 
-def test_ssim_against_its_formula():
-    """Wang 2004 in every window of 7 x 7 pixels that fits, unbiased moments, averaged."""
-    R, S = pictures(1)[:, 0], pictures(2)[1:, 0]
-    a, b = (0.5 + M[0] / M.abs().max() / 2 for M in (R, S))
-    c1, c2, values = 0.01**2, 0.03**2, []
-    for y in range(H - 6):
-        for x in range(W - 6):
-            p, q = (M[y : y + 7, x : x + 7].flatten() for M in (a, b))
-            (vp, vpq), (_, vq) = torch.cov(torch.stack([p, q]))
-            m, k = p.mean(), q.mean()
-            values.append((2 * m * k + c1) * (2 * vpq + c2) / ((m**2 + k**2 + c1) * (vp + vq + c2)))
-    assert float(loc.ssim(R, S)) == pytest.approx(float(torch.stack(values).mean()))
+def small_images(size=(9, 7), n=3):
+    return torch.randn(n, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def test_class_sensitivity_is_the_mean_over_pairs():
-    a, b, c = (pictures(8)[i : i + 2, 0] for i in (0, 2, 4))
-    alike = loc.class_sensitivity([a, b, c])
-    for name, f in (("cosine", metrics.cosine), ("ssim", loc.ssim)):
-        assert torch.allclose(alike[name], (f(a, b) + f(a, c) + f(b, c)) / 3) and alike[name].shape == (2,)
-    same = loc.class_sensitivity(torch.stack([a, 2 * a]))
-    assert all(torch.allclose(v, torch.ones(2).double()) for v in same.values())
-    with pytest.raises(LRPError, match="two classes or more"):
-        loc.class_sensitivity([a])
-    with pytest.raises(LRPError, match="two maps of the same shape"):
-        loc.ssim(a, b[:, :5])
+def by_patches(model, x, target, region, baseline):
+    rows = []
+    with torch.no_grad():
+        before = model(x)[:, target]
+        for i in range(0, x.shape[2], region):
+            for j in range(0, x.shape[3], region):
+                less = x.clone()
+                less[:, :, i : i + region, j : j + region] = baseline
+                rows.append(before - model(less)[:, target])
+    return torch.stack(rows, 1)
+
+
+@pytest.mark.parametrize("baseline", [0.0, 0.7])
+@pytest.mark.parametrize("region", [1, 2, 4])
+def test_contributions_are_those_of_a_loop_over_patches_also_where_the_border_cuts_them(region, baseline):
+    model, x = one_layer(), small_images()
+    C = loc.contributions(model, x, 2, region=region, baseline=baseline)
+    assert C.shape == (3, -(-9 // region), -(-7 // region)) and C.dtype == torch.float64
+    assert torch.allclose(C.flatten(1), by_patches(model, x, 2, region, baseline), atol=1e-10)
+
+
+def test_contributions_of_a_network_are_those_of_a_loop():
+    model = models.load("scene_vgg")
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    colour = torch.tensor([0.1, 0.2, 0.3])[:, None, None]
+    C = loc.contributions(model, x, 3, region=32, baseline=colour)
+    assert torch.allclose(C.flatten(1), by_patches(model, x, 3, 32, colour).double(), atol=1e-5)
+
+
+def test_for_a_linear_model_gradient_x_input_agrees_completely_and_its_negative_not_at_all():
+    model, x = one_layer(), small_images()
+    C = loc.contributions(model, x, 1, region=2)
+    R = model[1].weight[1].detach().view(3, 9, 7) * x
+    agreed, opposed = (loc.agreement(maps, C, region=2) for maps in (R, -R))
+    for name in ("rank correlation", "signs", "signs by weight"):
+        assert torch.allclose(agreed[name], torch.ones(3, dtype=torch.float64))
+        assert torch.allclose(opposed[name], torch.full((3,), -1.0 if "rank" in name else 0.0, dtype=torch.float64))
+
+
+def test_agreement_is_what_scipy_and_counting_say():
+    maps, C = small_images((6, 6))[:, 0], small_images((3, 3), 3)[:, 1]
+    found = loc.agreement(maps, C, region=2)
+    sums = maps.unflatten(2, (3, 2)).unflatten(1, (3, 2)).sum((2, 4))
+    for n in range(3):
+        r, c = sums[n].flatten(), C[n].flatten()
+        assert found["rank correlation"][n].item() == pytest.approx(spearmanr(r, c).statistic)
+        right = [(a > 0) == (b > 0) for a, b in zip(r.tolist(), c.tolist(), strict=True)]
+        assert found["signs"][n].item() == pytest.approx(sum(right) / 9)
+        weight = sum(abs(b) for b, yes in zip(c.tolist(), right, strict=True) if yes) / c.abs().sum().item()
+        assert found["signs by weight"][n].item() == pytest.approx(weight)
+
+
+@given(factor=st.floats(1e-6, 1e6), seed=st.integers(0, 99))
+def test_agreement_does_not_depend_on_the_units(factor, seed):
+    generator = torch.Generator().manual_seed(seed)
+    maps, C = torch.randn(2, 4, 4, generator=generator), torch.randn(2, 2, 2, generator=generator).double()
+    one, other = loc.agreement(maps, C, 2), loc.agreement(maps.double() * factor, C / factor, 2)
+    assert all(torch.allclose(one[name], other[name]) for name in one)
+
+
+def test_no_value_agrees_with_nothing_and_a_positive_map_gets_the_share_that_helps():
+    C = torch.tensor([[[1.0, -2.0], [3.0, 0.5]]], dtype=torch.float64)
+    flat = loc.agreement(torch.zeros(1, 2, 2), C, 1)
+    assert flat["rank correlation"].isnan().all() and flat["signs"].item() == 0
+    assert loc.agreement(torch.ones(1, 2, 2), C, 1)["signs"].item() == 0.75
+
+
+def test_patches_that_differ_and_values_that_are_not_finite_are_named():
+    C = torch.ones(2, 3, 3, dtype=torch.float64)
+    with pytest.raises(InputError, match=r"patches \(2, 6, 6\), the contributions \(2, 3, 3\)"):
+        loc.agreement(torch.ones(2, 6, 6), C, 1)
+    with pytest.raises(LRPError, match="finite"):
+        loc.agreement(torch.full((2, 3, 3), torch.nan), C, 1)
+
+
+# ---------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize("f", [loc.pointing_game, loc.energy_hits, loc.energy, loc.rank_accuracy])

@@ -1,6 +1,7 @@
 """Curves of replaced pixels against known answers: constant, linear and one-pixel models, and a slow loop."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from torch import nn
 from lrp.data.datasets import SCENE
 from lrp.errors import InputError, LRPError, TargetError
 from lrp.evaluate import perturbation
+from lrp.evaluate.flipping import ranks
 from lrp.evaluate.metrics import interval
-from lrp.evaluate.perturbation import Curves, compare, curves, ranks, region_sums, relative_area
+from lrp.evaluate.perturbation import Curves, compare, curves, relative_area
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402
@@ -192,58 +194,6 @@ def test_equals_a_slow_loop(size, region, order, coarse, seed, batch, share):
     with torch.no_grad():
         slow = slowly(model, x, R, target, order, region, steps, new)
     torch.testing.assert_close(fast.scores, slow, rtol=1e-10, atol=1e-10)
-
-
-def test_region_sums_count_every_pixel_once():
-    R = normal(2, 3, 7, 11)
-    sums = region_sums(R, 4)
-    assert sums.shape == (2, 2, 3)
-    torch.testing.assert_close(sums[:, 0, 0], R[:, :, :4, :4].sum((1, 2, 3)))
-    torch.testing.assert_close(sums[:, 1, 2], R[:, :, 4:, 8:].sum((1, 2, 3)))
-    torch.testing.assert_close(sums.sum((1, 2)), R.sum((1, 2, 3)))
-    torch.testing.assert_close(region_sums(R.sum(1), 4), sums)
-    assert torch.equal(region_sums(R[:, 0]), R[:, 0])
-
-
-# ---------------------------------------------------------------- orders
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    height=st.integers(1, 7),
-    width=st.integers(1, 7),
-    region=st.integers(1, 4),
-    order=st.sampled_from([*perturbation.ORDERS, *perturbation.ALIASES]),
-    seed=st.integers(0, 99),
-)
-def test_ranks_are_strict_whatever_the_ties(height, width, region, order, seed):
-    R = normal(3, height, width, seed=seed).round()
-    rank = ranks(R, order, region, rng(seed))
-    corners = rank[:, ::region, ::region]
-    assert rank.shape == R.shape
-    assert all(sorted(row.flatten().tolist()) == list(range(row.numel())) for row in corners)
-    assert torch.equal(rank, corners.repeat_interleave(region, 1).repeat_interleave(region, 2)[:, :height, :width])
-
-
-def test_orders_sort_by_their_key_and_ties_go_as_one_reads():
-    R = torch.tensor([[[0.0, 2.0, -3.0], [2.0, -0.0, 1.0]]])
-    assert ranks(R, "morf").tolist() == [[[3, 0, 5], [1, 4, 2]]]
-    assert ranks(R, "lerf").tolist() == [[[1, 4, 0], [5, 2, 3]]]
-    assert ranks(R, "minabs").tolist() == [[[0, 3, 5], [4, 1, 2]]]
-    assert torch.equal(ranks(R, "max"), ranks(R, "morf"))
-    for order in perturbation.KEYS:
-        assert ranks(torch.zeros(1, 2, 3), order).flatten().tolist() == [0, 1, 2, 3, 4, 5]
-    many = torch.zeros(1, 40, 40)  # long enough for an unstable sort to show
-    many[0, ::2] = 1
-    rank = ranks(many, "morf")[0]
-    assert torch.equal(torch.cat([rank[::2].flatten(), rank[1::2].flatten()]), torch.arange(1600))
-
-
-def test_random_orders_are_uniform_and_differ_between_images():
-    rank = ranks(torch.zeros(4000, 1, 3), "rand", generator=rng())[:, 0]
-    share = torch.stack([(rank == k).double().mean(0) for k in range(3)])
-    assert (share - 1 / 3).abs().max() < 0.03  # four standard deviations
-    assert not torch.equal(rank[0].expand_as(rank), rank)
 
 
 @pytest.mark.parametrize("region", [1, 2, 3])
@@ -429,7 +379,6 @@ def test_auc_is_the_area_of_the_mean_curve_over_its_start():
     assert c.auc().mean == pytest.approx(by_hand.item(), rel=1e-12)
     assert c.auc().mean == pytest.approx(relative_area(range(13), c.mean_curve), rel=1e-12)
     each = torch.tensor([relative_area(range(13), row) for row in c.scores], dtype=torch.float64)
-    torch.testing.assert_close(c.auc_per_sample(), each)
     assert c.auc().mean != pytest.approx(each.mean().item(), rel=1e-3)  # the two readings differ
 
 
@@ -443,7 +392,8 @@ def test_intervals_are_those_of_the_metrics_where_all_start_alike():
     scores = normal(12, 8).abs()
     scores[:, 0] = 2
     c = made(scores)
-    expected = interval(c.auc_per_sample(), level=0.9, draws=500, seed=7)
+    each = torch.tensor([relative_area(range(8), row) for row in scores], dtype=torch.float64)
+    expected = interval(each, level=0.9, draws=500, seed=7)
     got = c.auc(level=0.9, draws=500, seed=7)
     for end in ("mean", "low", "high"):
         assert getattr(got, end) == pytest.approx(getattr(expected, end), rel=1e-12)
@@ -485,8 +435,9 @@ def test_compare_pairs_the_images():
 
 def test_starts_at_or_below_zero():
     c = made([[4.0, 1.0], [-1.0, 1.0], [0.0, 1.0]])
-    assert c.auc_per_sample()[0] == 0.625 and c.auc_per_sample()[1:].isnan().all()
-    got = c.auc()  # some resamples hold no positive start: the point is known, the interval is not
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = c.auc()  # some resamples hold no positive start: the point is known, the interval is not
     assert got.mean == pytest.approx(1.0) and np.isnan(got.low) and np.isnan(got.high)
     with pytest.raises(LRPError, match=r"score -1 on average.*output='probability', or aopc"):
         made([[-1.0, 1.0]]).auc()
@@ -530,7 +481,7 @@ WRONG = {
     "one image": ({"x": X[0], "relevance": R[0]}, r"x must be images \(N, C, H, W\)"),
     "dtype": ({"x": X.float()}, "the input is torch.float32"),
     "class": ({"target": 2}, "target 2 is none of the 2 classes"),
-    "targets": ({"target": [0, 1]}, "one target per image"),
+    "targets": ({"target": [0, 1]}, "one target per call"),
 }
 
 

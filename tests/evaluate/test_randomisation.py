@@ -215,15 +215,16 @@ def test_the_table_is_what_a_slow_loop_finds(mode):
     assert table["layer"].unique().tolist() == ["late", "early"] and set(table["mode"]) == {mode}
     original, rows = method(model, x, 2), []
     for draw in (0, 1):
-        for name, net in degrade(model, x, mode, [5, draw], ["late", "early"]):
+        for name, net in degrade(model, x, mode, seed=[5, draw], names=["late", "early"]):
             if name:
                 rows.append(pd.DataFrame(similarity(original, method(net, x, 2))))
     slow = pd.concat(rows, ignore_index=True)
     pd.testing.assert_frame_equal(table[list(slow)], slow)
-    assert np.allclose(slow.cosine, torch.cat([metrics.cosine(original, method(net, x, 2)) for draw in (0, 1)
-                       for name, net in degrade(model, x, mode, [5, draw], ["late", "early"]) if name]))  # fmt: skip
+    steps = (step for draw in (0, 1) for step in degrade(model, x, mode, seed=[5, draw], names=["late", "early"]))
+    alike = torch.cat([metrics.cosine(original, method(net, x, 2)) for name, net in steps if name])
+    assert np.allclose(slow.cosine, alike)
     assert slow.to_numpy().max() < 0.999 and not np.allclose(slow[: 2 * N], slow[2 * N :])  # draws differ
-    pd.testing.assert_frame_equal(table, randomise(model, x, method, 2, mode, 2, 5, ["early", "late"]))
+    pd.testing.assert_frame_equal(table, randomise(model, x, method, 2, mode, draws=2, seed=5, names=["early", "late"]))
 
 
 def test_lrp_is_captured_once_and_sees_every_change(monkeypatch):
@@ -290,7 +291,7 @@ def test_a_curve_averages_draws_before_samples():
 def test_what_is_wrong_is_named():
     model, x, method = network(), images(), METHODS["gradient"]
     for error, message, arguments in (
-        (LRPError, "mode 'upwards': choose cascading or independent", {"mode": "upwards"}),
+        (LRPError, "no mode is called 'upwards': there are cascading, independent", {"mode": "upwards"}),
         (LRPError, "no layer with parameters is called unused; there are head, norm", {"names": ["head", "unused"]}),
         (TargetError, "one target per call", {"target": [0, 1]}),
         (TargetError, "target 5 is none", {"target": 5}),
