@@ -128,7 +128,7 @@ def _guided_backprop(net, x, target):
 
 
 def _deconvnet(net, x, target):
-    """The gradient, but a ReLU hands down g * [g > 0], whatever its input (zeiler2014visualizing).
+    """The gradient, but a ReLU hands down g * [g > 0], for inputs of both signs (zeiler2014visualizing).
 
     Max pooling goes back by its switches, as in the paper.
     """
@@ -245,14 +245,14 @@ def _occlusion(net, x, target, window=None, stride=None, baseline=0.0, batch=128
 
 
 def _random(net, x, target, seed=0):
-    """Uniform noise on [0, 1), given by the seed, the image and the target alone: the model plays no part."""
+    """Uniform noise on [0, 1), given by the seed, the image and the target alone; it does not depend on the model."""
     rows = zip(x.detach().cpu().numpy(), target.tolist(), strict=True)
     draws = [np.random.default_rng([seed, zlib.crc32(row.tobytes()), t]).random((1, *x.shape[2:])) for row, t in rows]
     return torch.from_numpy(np.stack(draws)).to(x)
 
 
 def _centre(net, x, target):
-    """A bump in the middle that never looks at the image: `metrics.centre`."""
+    """A bump in the middle, the same for all images: `metrics.centre`."""
     return metrics.centre(len(x), tuple(x.shape[2:])).to(x)[:, None]
 
 

@@ -37,9 +37,9 @@ def known(kind: str, name: str, names: Sequence[str]) -> str:
     return name
 
 
-def whole_numbers(**numbers_: int | None) -> None:
+def whole_numbers(**options: int | None) -> None:
     """Raise InputError for options that are not whole numbers of at least 1; None stands for a default."""
-    given = {name: n for name, n in numbers_.items() if n is not None}
+    given = {name: n for name, n in options.items() if n is not None}
     if wrong := {name: n for name, n in given.items() if not isinstance(n, numbers.Integral) or n < 1}:
         raise InputError(f"whole numbers of at least 1 are needed; got {wrong}")
 
@@ -141,7 +141,7 @@ class Flips:
     TargetError for targets that are none of them.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, target: Target, *, output: Output, batch: int | None):
+    def __init__(self, model: nn.Module, x: Tensor, target: Target, *, output: Output, batch: int | None = None):
         self.model, self.output, self.bar = model, output, tqdm(disable=True)
         self.batch = at_once(x) if batch is None else batch
         logits = torch.cat([checks.run(model, part).cpu() for part in x.split(self.batch)])

@@ -54,7 +54,7 @@ def heat_quantization(maps: Tensor, levels: int = 8) -> Tensor:
     low, high = v.amin(1, keepdim=True), v.amax(1, keepdim=True)
     shares = torch.arange(levels, dtype=v.dtype, device=v.device) / (levels - 1)
     bins = torch.minimum(low + shares * (high - low), high)
-    bins[:, -1:] = high  # exactly, whatever the rounding
+    bins[:, -1:] = high  # exactly, without rounding
     bins = bins.to(maps.dtype)
     place = torch.searchsorted(bins.double(), v, right=True) - 1
     return bins.gather(1, place).view_as(maps)

@@ -81,7 +81,7 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def centre(n: int, size: tuple[int, int]) -> Tensor:
-    """A control that never looks at the image: a Gaussian bump in the middle, (N, H, W)."""
+    """A control that does not depend on the image: a Gaussian bump in the middle, (N, H, W)."""
     y, x = (torch.linspace(-1, 1, s, dtype=torch.float64) for s in size)
     return torch.exp(-(y[:, None] ** 2 + x**2) / (2 * 0.35**2)).expand(n, *size)
 

@@ -133,7 +133,7 @@ class Settings:
         region: side of the regions in pixels, in the grid of `region_sums`; 1 flips pixels, the papers use 9 too.
         replace: `uniform` noise in [low, high], a draw for every pixel and channel; `mean` of the image per channel;
             `blur`, the image under a Gaussian of `sigma` pixels; `constant`, that is `value`; or a callable from x to a
-            tensor like x, asked anew for each repeat. Options of other replacements are ignored.
+            tensor like x, called again for each repeat. Options of other replacements are ignored.
         low, high, value: in the units of x; a number, one per channel or an image, as `Normalizer.bounds` gives them.
         output: `logit`, or `probability` for its softmax.
         seed: of noise and random orders: the same for all orders and methods, so that these can be paired.

@@ -188,9 +188,8 @@ def randomise(
     """
     flipping.images(model, x, target)
     with torch.no_grad():
-        output = checks.run(copy.deepcopy(model), x)
-    checks.logits(output, model)
-    target, frames, original = checks.targets(target, output)[0][0], [], None
+        target = flipping.Flips(copy.deepcopy(model), x, target, output="logit").target.to(x.device)
+    frames, original = [], None
     total = draws * len(layers(model, x) if names is None else set(names))
     with tqdm(total=total, desc=f"{mode} randomisation", leave=False) as bar:
         for draw in range(draws):

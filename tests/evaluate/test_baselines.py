@@ -360,6 +360,13 @@ def test_lrp_method_sums_channels_and_captures_once(monkeypatch):
     same(method(model, x, 1), LRP(model, composite).attribute(x, 1, seed=seeds.OneHot()).sum(1))
 
 
+def test_cached_makes_one_thing_for_each_new_model():
+    made = []
+    cached = baselines.Cached(lambda model: made.append(model) or (model, len(made)))
+    assert [cached(model)[1] for model in ("a", "a", "b", "b", "a")] == [1, 1, 2, 2, 3]
+    assert made == ["a", "b", "a"]
+
+
 def test_lrp_method_takes_a_class_and_options():
     model, x = small(), images()
     same(lrp_method(composites.EpsilonPlus, bias="exclude")(model, x, 1),

@@ -58,7 +58,7 @@ def test_samples_without_a_value_are_left_out_and_counted():
         metrics.interval(values[[1, 3]])
 
 
-def test_one_sample_and_equal_samples_have_no_width_and_nobody_is_warned():
+def test_one_sample_and_equal_samples_have_no_width_and_give_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         one, equal = metrics.interval([0.7]), metrics.interval([0.7] * 5)
