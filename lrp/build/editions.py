@@ -26,12 +26,28 @@ from .keys import ROOT, BuildError, notebooks, parse, write
 
 REQUIRED = re.compile(r"\.required\(\)(?=(\s*#.*)?$)")  # the end of a check
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)")
+OUTSIDE = re.compile(r"[a-z]+:|#")  # how a link begins that leads to no file
 RESULTS = ("figures/", "notebooks/TEACHING.md")  # pages that show what the reader is to find out
 WORDS_A_MINUTE = 200  # of prose
 LINES_A_MINUTE = 15  # of code: read for what it does, not line by line
 LOOK = 0.5  # minutes for a reader's look at a figure
 FIGURE, QUESTION = 4, 3  # minutes of a lecture
 STARS = (10, 20, 45)  # minutes for an exercise of one, two, three stars
+README = """# The student edition
+
+{count} notebooks on Layer-wise Relevance Propagation, with exercises and without their solutions.
+
+1. The notebooks import the package `lrp`. In a clone of its repository, `make env` sets up everything once; with an
+   environment of your own, `python -m pip install -e .` there is enough.
+2. Open the notebooks from that environment: `python -m jupyterlab notebooks`, in this folder, which may lie anywhere.
+3. Run a notebook from the top. Where it says **Predict**, stop and commit to an answer before you run the next cell.
+4. An exercise says which name to give your answer. Replace the `...` of `name = ...  # your answer`, run the cell and
+   the one below it: it says *right*, *not yet* or *wrong*. A missing answer stops nothing; open questions are open.
+
+| notebook | exercises | of these checked |
+|---|---|---|
+{rows}
+"""
 
 
 class EditionError(BuildError):
@@ -41,12 +57,26 @@ class EditionError(BuildError):
 # --- cells --------------------------------------------------------------------------------------------------
 
 
+def read_book(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def source(cell: dict) -> str:
     return "".join(cell["source"])
 
 
 def tagged(cell: dict, tag: str) -> bool:
     return tag in cell["metadata"].get("tags", [])
+
+
+def texts(cells: list[dict], kind: str) -> list[str]:
+    """Return the texts of all cells of a kind, "code" or "markdown"."""
+    return [source(cell) for cell in cells if cell["cell_type"] == kind]
+
+
+def figures_of(code: str) -> list[str]:
+    """Return the names of the figures that a cell saves."""
+    return re.findall(r"\bsave\(\s*\w+,\s*[\"'](\w+)[\"']", code)
 
 
 def bound(code: str) -> set[str]:
@@ -69,26 +99,24 @@ def read(code: str) -> set[str]:
 def answers(cells: list[dict]) -> dict[int, list[str]]:
     """Return, for each solution cell with code, the names that it owes to checks, in order of appearance.
 
-    Raises EditionError where a check reads a name that its exercise does not mention.
+    Raises EditionError where a check reads a name that its exercise does not mention. The exercise of a solution is the
+    last text before it.
     """
-    owed = {i: [] for i, cell in enumerate(cells) if tagged(cell, "solution") and cell["cell_type"] == "code"}
+    owed, home, exercise = {}, {}, ""
     for i, cell in enumerate(cells):
-        if not tagged(cell, "check"):
-            continue
-        for name in sorted(read(source(cell)), key=source(cell).index):
-            home = max((k for k in owed if k < i and name in bound(source(cells[k]))), default=None)
-            if home is None or name in owed[home]:
-                continue
-            if f"`{name}" not in exercise(cells, home):
-                raise EditionError(f"cell {cell['id']!r} reads {name!r}, which the exercise does not ask for: name it")
-            owed[home].append(name)
+        text, code, at = source(cell), cell["cell_type"] == "code", f"cell {cell['id']!r}"
+        if tagged(cell, "solution") and code:
+            owed[i] = []
+            home |= dict.fromkeys(bound(text), (i, exercise))
+        elif tagged(cell, "check"):
+            for name in sorted(read(text) & home.keys(), key=text.index):
+                place, asked = home[name]
+                if f"`{name}" not in asked:
+                    raise EditionError(f"{at} reads {name!r}, which the exercise does not ask for: name it")
+                owed[place] += [] if name in owed[place] else [name]
+        elif not code and not tagged(cell, "solution"):
+            exercise = text
     return owed
-
-
-def exercise(cells: list[dict], index: int) -> str:
-    """Return the text of the exercise that a cell belongs to: the last Markdown before it that is no solution."""
-    texts = (source(c) for c in reversed(cells[:index]) if c["cell_type"] == "markdown" and not tagged(c, "solution"))
-    return next(texts, "")
 
 
 def stub(names: list[str]) -> str:
@@ -97,18 +125,17 @@ def stub(names: list[str]) -> str:
 
 def student_cell(cell: dict, names: list[str], relink) -> dict:
     """Return one cell of the student edition; `names` are what a solution owes, `relink` rewrites Markdown."""
-    text, metadata = source(cell), {k: v for k, v in cell["metadata"].items() if k != "papermill"}
+    text, metadata, code = source(cell), cell["metadata"], cell["cell_type"] == "code"
     if tagged(cell, "solution"):
-        metadata = {"tags": ["answer"]}
-        text = stub(names) if cell["cell_type"] == "code" else "*Your words:*"
+        text, metadata = stub(names) if code else "*Your words:*", {"tags": ["answer"]}
     elif tagged(cell, "check"):
         if not REQUIRED.search(text):
             raise EditionError(f"cell {cell['id']!r} is a check and must end in .required()")
         text = REQUIRED.sub("", text)
-    elif cell["cell_type"] == "markdown":
+    elif not code:
         text = relink(text)
     made = {"cell_type": cell["cell_type"], "id": cell["id"], "metadata": metadata}
-    made |= {"execution_count": None, "outputs": []} if cell["cell_type"] == "code" else {}
+    made |= {"execution_count": None, "outputs": []} if code else {}
     return made | {"source": text.splitlines(keepends=True)}
 
 
@@ -121,8 +148,7 @@ def predicted(cells: list[dict]) -> set[str]:
     for cell in cells:
         if cell["cell_type"] == "markdown":
             asked = asked or "**Predict" in source(cell)
-            continue
-        if names := re.findall(r"\bsave\(\s*\w+,\s*[\"'](\w+)[\"']", source(cell)):
+        elif names := figures_of(source(cell)):
             found |= set(names) if asked else set()
             asked = False
     return found
@@ -142,17 +168,14 @@ class Links:
 
     def rewritten(self, match: re.Match) -> str:
         mark, words, target = match.groups()
-        if re.match(r"[a-z]+:|#", target):
-            return match[0]
         path, _, anchor = target.partition("#")
         file = (self.folder / path).resolve()
         place = Path(os.path.relpath(file, ROOT)).as_posix()
-        if mark:
-            if file.stem in self.hidden:
-                return "*(The picture that stands here comes later in this notebook: predict it first.)*"
-        elif file.name in self.known:
+        if OUTSIDE.match(target) or (not mark and file.name in self.known):
             return match[0]
-        elif place == "README.md" or (place.startswith(RESULTS) and file.suffix == ".md"):
+        if mark and file.stem in self.hidden:
+            return "*(The picture that stands here comes later in this notebook: predict it first.)*"
+        if not mark and (place == "README.md" or (place.startswith(RESULTS) and file.suffix == ".md")):
             return words
         if not file.exists():
             raise EditionError(f"the link to {target} leads nowhere; a figure is made by `make figures`")
@@ -160,9 +183,14 @@ class Links:
         return f"{mark}[{words}](../linked/{place}{'#' + anchor if anchor else ''})"
 
 
-def flat(text: str) -> str:
-    """Return Markdown without links to other files: for copies of pages that stand alone."""
-    return LINK.sub(lambda m: m[0] if re.match(r"[a-z]+:|#", m[3]) else m[2], text)
+def copy(file: Path, place: Path) -> None:
+    """Copy a file that is linked to; a page of Markdown loses its own links to files, which are not there."""
+    if file.suffix == ".md":
+        text = file.read_text(encoding="utf-8")
+        write(place, LINK.sub(lambda match: match[0] if OUTSIDE.match(match[3]) else match[2], text))
+    else:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
 
 
 # --- times --------------------------------------------------------------------------------------------------
@@ -171,8 +199,7 @@ def flat(text: str) -> str:
 def minutes(cells: list[dict]) -> dict[str, int]:
     """Return the minutes that text and figures, the code, a lecture and the exercises take, each rounded up to five."""
     rest = [c for c in cells if not tagged(c, "solution") and not tagged(c, "check")]
-    prose = "\n".join(source(c) for c in rest if c["cell_type"] == "markdown")
-    code = "\n".join(source(c) for c in rest if c["cell_type"] == "code")
+    prose, code = ("\n".join(texts(rest, kind)) for kind in ("markdown", "code"))
     figures, questions = len(re.findall(r"(?m)^save\(", code)), prose.count("**Predict:**")
     stars = [len(found) for found in re.findall(r"(?m)^\*\*Exercise [\d.]+\*\* (★+)", prose)]
     exact = {
@@ -188,49 +215,25 @@ def times(paths: list[Path]) -> str:
     """Return a Markdown table of the minutes that each notebook takes."""
     rows = ["| notebook | reading | code | lecture | exercises |", "|---|---|---|---|---|"]
     for path in paths:
-        spent = minutes(json.loads(path.read_text(encoding="utf-8"))["cells"])
+        spent = minutes(read_book(path)["cells"])
         rows.append(f"| [{path.stem}]({path.name}) | {' | '.join(map(str, spent.values()))} |")
     return "\n".join(rows)
 
 
 # --- the edition --------------------------------------------------------------------------------------------
 
-README = """# The student edition
 
-{count} notebooks on Layer-wise Relevance Propagation, with exercises and without their solutions.
-
-1. The notebooks import the package `lrp`. In a clone of its repository, `make env` sets up everything once; with an
-   environment of your own, `python -m pip install -e .` there is enough.
-2. Open the notebooks from that environment: `python -m jupyterlab notebooks`, in this folder, which may lie anywhere.
-3. Run a notebook from the top. Where it says **Predict**, stop and commit to an answer before you run the next cell.
-4. An exercise says which name to give your answer. Replace the `...` of `name = ...  # your answer`, run the cell and
-   the one below it: it says *right*, *not yet* or *wrong*. A missing answer stops nothing; open questions are open.
-
-| notebook | exercises | of these checked |
-|---|---|---|
-{rows}
-"""
-
-
-def row(path: Path, cells: list[dict]) -> str:
-    heading = source(cells[0]).splitlines()[0].lstrip("# ")
-    asked = sum(bool(re.match(r"\*\*Exercise \d", source(c))) for c in cells if c["cell_type"] == "markdown")
-    return f"| [{heading}](notebooks/{path.name}) | {asked} | {sum(tagged(c, 'check') for c in cells)} |"
-
-
-def made_here(folder: Path) -> bool:
-    readme = folder / "README.md"
-    return readme.exists() and readme.read_text(encoding="utf-8").startswith(README.splitlines()[0])
-
-
-def work_in(folder: Path) -> list[str]:
-    """Return the notebooks of an edition that somebody has worked in."""
-    found = []
+def refuse(folder: Path) -> None:
+    """Raise EditionError where a folder holds other files, or an edition that somebody has worked in."""
+    readme, worked = folder / "README.md", []
+    ours = readme.exists() and readme.read_text(encoding="utf-8").startswith(README.splitlines()[0])
+    if folder.exists() and any(folder.iterdir()) and not ours:
+        raise EditionError(f"{folder} holds other files than a student edition: choose an empty folder")
     for path in sorted(folder.glob("notebooks/*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        if any(cell.get("outputs") or cell.get("execution_count") for cell in cells):
-            found.append(path.name)
-    return found
+        cells = read_book(path)["cells"]
+        worked += [path.name] if any(c.get("outputs") or c.get("execution_count") for c in cells) else []
+    if worked:
+        raise EditionError(f"{folder} holds outputs in {', '.join(worked)}: move it away first, to keep that work")
 
 
 def make(paths: list[Path], folder: Path) -> str:
@@ -238,35 +241,31 @@ def make(paths: list[Path], folder: Path) -> str:
 
     Raises EditionError where a notebook cannot be stripped, and where the folder holds work or other files.
     """
-    if folder.exists() and any(folder.iterdir()) and not made_here(folder):
-        raise EditionError(f"{folder} holds other files than a student edition: choose an empty folder")
-    if worked := work_in(folder):
-        raise EditionError(f"{folder} holds outputs in {', '.join(worked)}: move it away first, to keep that work")
-    books = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    refuse(folder)
+    books = {path: read_book(path) for path in paths}
     hidden = set().union(*(predicted(book["cells"]) for book in books.values()))
-    files, rows = {}, []
+    files, copies, rows, counts = {}, {}, [], []
     for path, book in books.items():
-        links = Links(path.parent, hidden, {p.name for p in paths})
+        links, cells = Links(path.parent, hidden, {p.name for p in paths}), book["cells"]
         try:
-            owed = answers(book["cells"])
-            cells = [student_cell(cell, owed.get(i, []), links) for i, cell in enumerate(book["cells"])]
+            owed = answers(cells)
+            made = [student_cell(cell, owed.get(i, []), links) for i, cell in enumerate(cells)]
         except EditionError as error:
             raise EditionError(f"{path.name}: {error}") from error
-        files[f"notebooks/{path.name}"] = json.dumps(book | {"cells": cells}, indent=1, ensure_ascii=False) + "\n"
-        files |= links.copies
-        rows.append(row(path, book["cells"]))
+        files[f"notebooks/{path.name}"] = json.dumps(book | {"cells": made}, indent=1, ensure_ascii=False) + "\n"
+        copies |= links.copies
+        heading = source(cells[0]).splitlines()[0].lstrip("# ")
+        asked = sum(bool(re.match(r"\*\*Exercise \d", text)) for text in texts(cells, "markdown"))
+        counts.append((asked, sum(tagged(cell, "check") for cell in cells)))
+        rows.append(f"| [{heading}](notebooks/{path.name}) | {counts[-1][0]} | {counts[-1][1]} |")
     files["README.md"] = README.format(count=len(paths), rows="\n".join(rows))
     shutil.rmtree(folder, ignore_errors=True)
-    for place, content in files.items():
-        if isinstance(content, Path) and content.suffix != ".md":
-            (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(content, folder / place)
-        else:
-            write(folder / place, flat(content.read_text(encoding="utf-8")) if isinstance(content, Path) else content)
-    exercises, checks = (sum(int(r.split("|")[k]) for r in rows) for k in (2, 3))
-    return (
-        f"student edition: {len(paths)} notebooks, {exercises} exercises, {checks} checks in {os.path.relpath(folder)}"
-    )
+    for place, text in files.items():
+        write(folder / place, text)
+    for place, file in copies.items():
+        copy(file, folder / place)
+    asked, checked = map(sum, zip(*counts, strict=True))
+    return f"student edition: {len(paths)} notebooks, {asked} exercises, {checked} checks in {os.path.relpath(folder)}"
 
 
 def main(arguments: list[str] | None = None) -> int:
