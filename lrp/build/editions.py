@@ -79,21 +79,19 @@ def figures_of(code: str) -> list[str]:
     return re.findall(r"\bsave\(\s*\w+,\s*[\"'](\w+)[\"']", code)
 
 
+def names(tree: ast.AST, context: type) -> set[str]:
+    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
+
+
 def bound(code: str) -> set[str]:
     """Return the names that code binds at its top level."""
-    names = set()
-    for node in parse(code).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            names.add(node.name)
-        else:
-            names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return names
+    defined = (ast.FunctionDef, ast.ClassDef)
+    return set().union(*({n.name} if isinstance(n, defined) else names(n, ast.Store) for n in parse(code).body))
 
 
 def read(code: str) -> set[str]:
     """Return the names that code reads and does not bind itself."""
-    names = {n.id for n in ast.walk(parse(code)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    return names - bound(code)
+    return names(parse(code), ast.Load) - bound(code)
 
 
 def answers(cells: list[dict]) -> dict[int, list[str]]:
@@ -119,15 +117,12 @@ def answers(cells: list[dict]) -> dict[int, list[str]]:
     return owed
 
 
-def stub(names: list[str]) -> str:
-    return "\n".join(f"{name} = ...  # your answer" for name in names) or "# your code"
-
-
-def student_cell(cell: dict, names: list[str], relink) -> dict:
-    """Return one cell of the student edition; `names` are what a solution owes, `relink` rewrites Markdown."""
+def student_cell(cell: dict, owed: list[str], relink) -> dict:
+    """Return one cell of the student edition; `owed` are the names of a solution's stub, `relink` rewrites Markdown."""
     text, metadata, code = source(cell), cell["metadata"], cell["cell_type"] == "code"
     if tagged(cell, "solution"):
-        text, metadata = stub(names) if code else "*Your words:*", {"tags": ["answer"]}
+        stub = "\n".join(f"{name} = ...  # your answer" for name in owed) or "# your code"
+        text, metadata = stub if code else "*Your words:*", {"tags": ["answer"]}
     elif tagged(cell, "check"):
         if not REQUIRED.search(text):
             raise EditionError(f"cell {cell['id']!r} is a check and must end in .required()")

@@ -1,9 +1,10 @@
 """Slides of a notebook, `build/slides/NN.html`: its question, formulas, predictions, figures and summary.
 
-nbconvert makes the deck; the preprocessor `story` says first what stands on which slide. Prose comes from the notebook,
-tables from its executed copy, figures and captions from what the run recorded. Shown are a sentence, a formula, a list
-or one figure, as large as it goes. Paragraphs stand in the speaker's notes (key `s`); the first of a section lends its
-first sentence to the slide. reveal.js and MathJax lie beside the decks, so that they open without a network.
+`story` says what stands on which slide; nbconvert's SlidesExporter makes the page, by the template `slides.html.j2`. Prose
+comes from the notebook, tables from its executed copy, figures and captions from what the run recorded. Shown are a
+sentence, a formula, a list or one figure, as large as it goes. Paragraphs stand in the speaker's notes (key `s`); the
+first of a section lends its first sentence to the slide. reveal.js and MathJax lie beside the decks, so that they open
+without a network.
 
 Run it by `python -m lrp.build.slides 01 04` (default: every notebook whose run saved figures).
 """
@@ -31,7 +32,7 @@ from .editions import figures_of
 from .keys import ROOT, BuildError, figures_folder, find, notebooks, write
 
 LIBRARIES = {  # what a deck loads: an installed package, a folder in it, and files in that
-    "reveal": ("sphinx_revealjs", "_static/revealjs/dist", ("reset.css", "reveal.css", "reveal.js")),
+    "reveal": ("sphinx_revealjs", "_static/revealjs/dist", ("reveal.css", "reveal.js")),
     "notes": ("sphinx_revealjs", "_static/revealjs/plugin/notes", ("notes.js",)),
     "mathjax": ("sphinx-mathjax-offline", "static/mathjax", ("tex-svg.js",)),
 }

@@ -91,6 +91,35 @@ def test_the_story():
     assert "](" not in str(deck)
 
 
+def test_a_lone_sentence_gives_way_to_the_slide_that_follows():
+    """In its section: to a question it is the sentence above, to a figure a note. Otherwise it is a statement."""
+    texts = [
+        "# 9 · Who?\n\nA question.",
+        "## One\n\nHere it is.",
+        "**Predict:** which?",
+        "## Two\n\nThere it is.",
+        "## Three",
+    ]
+    cells = [{"cell_type": "markdown", "id": f"c{k}", "metadata": {}, "source": text} for k, text in enumerate(texts)]
+    _, predict, statement = slides.story(cells, {"figures": {}})
+    assert (predict.kind, predict.notes) == ("predict", ["Here it is."])
+    assert predict.body == [
+        '<div class="led">\n\nHere it is.\n\n</div>',
+        '<p class="word">Predict</p>',
+        "Which?",
+    ]
+    assert (statement.kind, statement.body, statement.notes) == ("statement", ["There it is."], ["There it is."])
+
+
+@pytest.mark.parametrize("count", [1, 5, 9, 20])
+def test_long_lists_are_split_evenly(count):
+    items = [f"* item {k}" for k in range(count)]  # each takes a line and a quarter
+    groups = slides.portions(items, 10)
+    assert [item for group in groups for item in group] == items
+    assert len(groups) == -(-count * 1.25 // 10)
+    assert max(map(len, groups)) - min(map(len, groups)) <= 1
+
+
 def test_the_page(small):
     """nbconvert's page: slides in order, formulas as they are written, notes beside them, and nothing from outside."""
     assert slides.main(["09"]) == 0
