@@ -1,10 +1,9 @@
 """Slides of a notebook, `build/slides/NN.html`: its question, formulas, predictions, figures and summary.
 
-`story` says what stands on which slide; nbconvert's SlidesExporter makes the page, by the template `slides.html.j2`. Prose
-comes from the notebook, tables from its executed copy, figures and captions from what the run recorded. Shown are a
-sentence, a formula, a list or one figure, as large as it goes. Paragraphs stand in the speaker's notes (key `s`); the
-first of a section lends its first sentence to the slide. reveal.js and MathJax lie beside the decks, so that they open
-without a network.
+`story` says what stands on which slide; nbconvert's SlidesExporter makes the page from the template `slides.html.j2`.
+Prose comes from the notebook, tables from its executed copy, figures and captions from what the run recorded. Shown are
+a sentence, a formula, a list or one figure, as large as it goes. Paragraphs stand in the speaker's notes (key `s`).
+reveal.js and MathJax lie beside the decks, so that they open without a network.
 
 Run it by `python -m lrp.build.slides 01 04` (default: every notebook whose run saved figures).
 """
@@ -114,9 +113,9 @@ class Slide:
 
     def cells(self) -> list[nbformat.NotebookNode]:
         """Return the slide as nbconvert wants it: a cell that starts a slide, and a cell of notes."""
-        mark = "#" if self.kind == "title" else "##"
+        heading = f"{'#' if self.kind == 'title' else '##'} {self.section}"
         made = []
-        for kind, texts in (("slide", [f"{mark} {self.section}", *self.body]), ("notes", self.notes)):
+        for kind, texts in (("slide", [heading, *self.body]), ("notes", self.notes)):
             metadata = {"slideshow": {"slide_type": kind, "data": {"kind": self.kind}}}
             made += [nbformat.v4.new_markdown_cell("\n\n".join(texts), metadata=metadata)] if texts else []
         return made
@@ -142,7 +141,7 @@ class Story:
         full = self.last.lines and self.last.lines + lines > LINES
         if full or self.last.kind not in ("text", "statement"):
             self.add("text")
-        self.last.kind = "text"
+        self.last.kind = "text"  # a statement that gets company is one no longer
         self.last.body.append(text)
         self.last.lines += lines
 
