@@ -1,53 +1,38 @@
 """The book: a static site of the executed notebooks, the results and the reference, in `build/book/html`.
 
-Its pages are made from the files of the repository into `build/book/source` (`book_pages.py`, `book_api.py`), each
-written only when it changed, so that Sphinx reads only those again. Then every link is checked (`book_links.py`).
-The site works from a disk, without a server and without a network.
+Its pages are made from the files of the repository into `build/book/source` (`book_pages.py`), each written only when
+it changed, so that Sphinx reads only those again. Links between files are checked there, anchors by Sphinx: a dead one
+fails. The site works from a disk, without a server and without a network.
 
 Run it by `python -m lrp.build.book`.
 """
 
+import ast
 import fnmatch
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..teach.records import write
-from . import book_api
-from .book_links import check
 from .book_pages import Pages, existing
 from .keys import ROOT, BuildError, short_hash
 
 TITLE = "Layer-wise Relevance Propagation"
 CHAPTERS = {  # heading in the table of contents: pages under it
     "Notebooks": ("notebooks/*",),
-    "Results": ("gallery", "gallery_full", "scorecard", "coverage", "benchmark", "benchmark_metrics"),
-    "Package": ("api", "data", "contributing", "changelog"),
-    "Teaching": ("teaching",),
+    "Results": ("gallery.md", "gallery_full.md", "scorecard.md", "coverage.md", "benchmark.md", "benchmark_metrics.md"),
+    "Package": ("api.md", "data.md", "contributing.md", "changelog.md"),
+    "Teaching": ("teaching.md",),
 }
-STYLE = """/* tables, code and formulas scroll in their own box; figures keep the colours of their maps in the dark */
-html { --pst-header-height: 0rem; }
-.bd-header { display: none; } /* it would hold a second search field and nothing else */
-.bd-main .bd-content .bd-article-container { max-width: 62rem; }
-.bd-article pre { font-size: 0.8rem; }
-.bd-article img { background: white; filter: none !important; border-radius: 3px; }
-.bd-article figure { margin: 1rem 0 1.5rem; }
-.bd-article figure img { display: block; margin: 0 auto; }
-.bd-article figcaption, .bd-article figcaption p {
-  color: var(--pst-color-text-base); font-size: 0.95rem; font-weight: normal; text-align: left;
-}
-.bd-article .cell_output .text_html, .pst-scrollable-table-container { overflow-x: auto; }
-.bd-article table:has(th:nth-child(6)) { min-width: 54rem; font-size: 0.85em; }
-.bd-article table.dataframe { width: auto; min-width: 0 !important; margin: 0; font-size: 0.85em; white-space: nowrap; }
-.bd-article table.dataframe :is(td, th) { text-align: right; padding: 0.15rem 0.6rem; }
-.bd-article table.dataframe tbody th { text-align: left; }
-.bd-article .math, .bd-article mjx-container[display="true"] { overflow-x: auto; overflow-y: hidden; }
-.bd-article :is(p, li) > code { overflow-wrap: anywhere; }
-"""
+FOLDERS = ("lrp", "lrp/data", "lrp/evaluate", "lrp/studies", "lrp/teach")  # whose modules have a page in the reference
+WITHOUT_PAGE = ("__init__", "__main__", "moved")
+CONF = "from lrp.build.book import setup  # noqa: F401\n"  # the settings follow
 # a browser gives no excerpts of the pages found on a disk
 SEARCH = 'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;'
 
@@ -80,16 +65,11 @@ def settings(address: str) -> dict:
             "colab_url": "https://colab.research.google.com",
             "binderhub_url": "https://mybinder.org",
         }
-    extensions = [
-        "myst_nb",
-        "sphinx-mathjax-offline",
-        "sphinx.ext.autodoc",
-        "sphinx.ext.napoleon",
-        "sphinx.ext.viewcode",
-    ]
+    extensions = ("autodoc", "napoleon", "viewcode")
     return {
         "project": TITLE,
-        "extensions": [*extensions, "lrp.build.book_api"],
+        "extensions": ["myst_nb", "sphinx-mathjax-offline", *(f"sphinx.ext.{name}" for name in extensions)],
+        "default_role": "code",  # of text in single backquotes
         "html_theme": "sphinx_book_theme",
         "html_title": TITLE,
         "html_theme_options": theme,
@@ -113,36 +93,87 @@ def settings(address: str) -> dict:
     }
 
 
+def setup(app) -> None:
+    """Tell Sphinx to leave out fields of named tuples, whose docstrings are Python's own."""
+
+    def skip(app, what, name, obj, skipped, options):
+        return skipped or (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") or None
+
+    app.connect("autodoc-skip-member", skip)
+
+
+def modules() -> list[Path]:
+    """Return the modules that have a page in the reference."""
+    files = (file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py")))
+    return [file for file in files if file.stem not in WITHOUT_PAGE]
+
+
+def dotted(file: Path) -> str:
+    """Return the name of a module: "lrp.rules", "lrp.data.models"."""
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def page(file: Path) -> str:
+    """Return the page of a module: "api/rules.md", "api/data.models.md"."""
+    return f"api/{dotted(file).removeprefix('lrp.')}.md"
+
+
+def summary(file: Path) -> str:
+    """Return the first paragraph of a module's docstring, fit for a table."""
+    said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return " ".join(said.split("\n\n")[0].split()).replace("|", "\\|")
+
+
+def toctree(names: Iterable[str], *options: str) -> list[str]:
+    """Return the lines of a hidden table of contents of these pages."""
+    pages = [name.rsplit(".md", 1)[0].removesuffix(".ipynb") for name in names]
+    return ["", "```{toctree}", ":hidden:", *options, "", *pages, "```", ""]
+
+
 def contents(pages: list[str]) -> str:
     """Return the table of contents: every page but the first, under the headings of CHAPTERS."""
-    names = [page.rsplit(".", 1)[0] for page in pages]
     lines = []
-    for heading, wanted in CHAPTERS.items():
-        chosen = [name for pattern in wanted for name in names if fnmatch.fnmatch(name, pattern)]
-        if chosen:
-            lines += ["", "```{toctree}", ":hidden:", f":caption: {heading}", "", *chosen, "```"]
-    return "\n".join(lines) + "\n"
+    for heading, patterns in CHAPTERS.items():
+        chosen = [page for pattern in patterns for page in fnmatch.filter(pages, pattern)]
+        lines += toctree(chosen, f":caption: {heading}") if chosen else []
+    return "\n".join(lines)
+
+
+def reference(files: list[Path]) -> dict[str, str]:
+    """Return {page: text} of the API reference: a page for each module, and `api.md`, which lists them by folder."""
+    if not files:
+        return {}
+    listed, made = ["# API reference", "", "```python", "from lrp import LRP, composites, rules, seeds", "```"], {}
+    for folder, group in itertools.groupby(files, key=lambda file: file.parent):
+        listed += [
+            "",
+            f"## {dotted(folder)}",
+            "",
+            summary(folder / "__init__.py"),
+            "",
+            "| module | says |",
+            "|---|---|",
+        ]
+        for file in group:
+            name = dotted(file)
+            listed.append(f"| [`{name}`]({page(file)}) | {summary(file)} |")
+            made[page(file)] = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n"
+    return {"api.md": "\n".join([*listed, *toctree(made)])} | made
 
 
 def sources() -> dict[str, bytes]:
     """Return {file: content} of the book's source. Raises BuildError for what is not ready."""
-    grouped = book_api.groups()
-    modules = {
-        file.relative_to(ROOT).as_posix(): f"api/{book_api.dotted(file)}.md"
-        for files in grouped.values()
-        for file in files
-    }
-    known, address = existing(), repository()
+    known, address, files = existing(), repository(), modules()
     if "README.md" not in known:
         raise BuildError("there is no README.md, which is the book's first page")
-    maker = Pages(known | modules, address)
+    maker = Pages(known | {file.relative_to(ROOT).as_posix(): page(file) for file in files}, address)
     texts = {}
-    for name, page in known.items():
-        texts[page] = maker.notebook(name) if page.endswith(".ipynb") else maker.markdown(name)
-    texts |= book_api.pages(grouped)
+    for name, target in known.items():
+        texts[target] = maker.notebook(name) if target.endswith(".ipynb") else maker.markdown(name)
+    texts |= reference(files)
     texts["index.md"] += contents(list(texts))
-    texts["conf.py"] = "".join(f"{name} = {value!r}\n" for name, value in settings(address).items())
-    texts["_static/book.css"] = STYLE
+    texts["conf.py"] = CONF + "".join(f"{name} = {value!r}\n" for name, value in settings(address).items())
+    texts["_static/book.css"] = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     pictures = {name: (ROOT / name).read_bytes() for name in maker.pictures}
     return {name: text.encode() for name, text in texts.items()} | pictures
 
@@ -150,8 +181,7 @@ def sources() -> dict[str, bytes]:
 def digest(files: dict[str, bytes]) -> str:
     """Return what a finished book depends on, as a hash: its source, the package, the environment."""
     lock = ROOT / "environment.lock"
-    used = [*sorted((ROOT / "lrp").rglob("*.py")), *sorted(Path(__file__).parent.glob("book*.py"))]
-    used += [lock] if lock.exists() else []
+    used = sorted((ROOT / "lrp").rglob("*.py")) + ([lock] if lock.exists() else [])
     hashes = [short_hash(content) for content in (*map(files.get, sorted(files)), *map(Path.read_bytes, used))]
     return short_hash("\n".join([*sorted(files), *hashes]))
 
@@ -192,17 +222,11 @@ def make(folder: Path) -> bool:
     if not build(folder):
         remove(folder / "doctrees")  # so that the next run says it again: Sphinx warns only where it reads
         return False
-    found = check(folder / "html")
-    for line in found.faults:
-        print(line, file=sys.stderr)
     figures = sum(content.count(b"{figure} /") for content in files.values())
-    print(
-        f"{found.pages} pages, {figures} figures with captions, {found.pictures} pictures with descriptions, "
-        f"{found.links} links checked, {len(found.faults)} faults: {where} ({time.monotonic() - start:.0f} s)"
-    )
-    if not found.faults:
-        write(stamp, key.encode())
-    return not found.faults
+    took = time.monotonic() - start
+    print(f"{len(list(folder.glob('html/**/*.html')))} pages, {figures} figures with captions: {where} ({took:.0f} s)")
+    write(stamp, key.encode())
+    return True
 
 
 def remove(*folders: Path) -> None:

@@ -101,7 +101,7 @@ def autoregressive(n: int, rng: np.random.Generator, memory: float = 0.9) -> np.
 
 
 def smooth_noise(n: int, shape: tuple[int, int], rng: np.random.Generator, width: float = 3.0) -> np.ndarray:
-    """White noise under a Gaussian filter of `width` cells, then of variance 1 in every cell: (n, *shape)."""
+    """White noise under a Gaussian filter of `width` cells, then of variance 1 in every cell: `(n, *shape)`."""
     from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
     margin = int(4 * width + 0.5)  # as far as the filter reaches, so that edges are like the middle

@@ -269,8 +269,8 @@ def as_field(
 
     R is (N, C, lat, lon), summed over channels, (N, lat, lon) or (N, cells of the sea), for the N months of `like`; or
     one map (lat, lon) or (cells of the sea,), which then has no time. `units` are those of the network's output.
-    The attribute `land_share` is the share of |R| that lay on land and is not drawn: 0 under z-type rules, but for z+
-    with `bias="exclude"`, where units that see nothing but land share by |w|. Raises DataError for shapes that do not
+    The attribute `land_share` is the share of `|R|` that lay on land and is not drawn: 0 under z-type rules, but for z+
+    with `bias="exclude"`, where units that see nothing but land share by `|w|`. Raises DataError for shapes that do not
     fit.
     """
     R = R.detach().cpu() if isinstance(R, Tensor) else torch.as_tensor(np.asarray(R))

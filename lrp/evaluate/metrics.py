@@ -36,8 +36,8 @@ def finite(R: Tensor) -> Tensor:
 def roughness(R: Tensor) -> Tensor:
     """Mean step between neighbouring pixels over mean magnitude: 0 for a flat map, 4/3 to 3/2 for white noise.
 
-    That is noise of both signs; of one sign it is less. Formula: (sum |R_p - R_q| / number of neighbour pairs) /
-    (sum |R_p| / number of pixels); a Gaussian field without correlation has sqrt(2).
+    That is noise of both signs; of one sign it is less. Formula: (sum `|R_p - R_q|` / number of neighbour pairs) /
+    (sum `|R_p|` / number of pixels); a Gaussian field without correlation has sqrt(2).
     """
     R = heat(R)
     down, right = R.diff(dim=1).abs().flatten(1), R.diff(dim=2).abs().flatten(1)
@@ -46,7 +46,7 @@ def roughness(R: Tensor) -> Tensor:
 
 
 def gini(R: Tensor) -> Tensor:
-    """Gini index of |R|: 0 where all pixels carry the same, near 1 where one carries all."""
+    """Gini index of `|R|`: 0 where all pixels carry the same, near 1 where one carries all."""
     v = heat(R).abs().flatten(1).sort(1).values
     rank = torch.arange(1, v.shape[1] + 1, dtype=v.dtype, device=v.device)
     return ((2 * rank - v.shape[1] - 1) * v).sum(1) / (v.shape[1] * v.sum(1))
@@ -59,7 +59,7 @@ def cosine(R: Tensor, S: Tensor) -> Tensor:
 
 
 def likeness(R: Tensor, S: Tensor) -> Tensor:
-    """|cosine| of two maps: 1 where they are the same up to a factor, be it negative (a negative logit's map)."""
+    """`|cosine|` of two maps: 1 where they are the same up to a factor, be it negative (a negative logit's map)."""
     return cosine(R, S).abs()
 
 
@@ -87,7 +87,7 @@ def centre(n: int, size: tuple[int, int]) -> Tensor:
 
 
 def ssim(R: Tensor, S: Tensor) -> Tensor:
-    """Structural similarity of two maps of each sample, as pictures (1 + R / max |R|) / 2 in [0, 1] (wang2004image).
+    """Structural similarity of two maps of each sample, as pictures (1 + R / max `|R|`) / 2 in [0, 1] (wang2004image).
 
     0 is mid-grey in both, as in a diverging colour map: with signed values SSIM would take R and -R for alike, since
     means and covariances change sign together. Uniform windows of 7 x 7 pixels (less in smaller maps), as

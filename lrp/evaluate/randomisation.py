@@ -151,7 +151,7 @@ def degrade(
 
 
 def similarity(R: Tensor, S: Tensor) -> dict[str, Tensor]:
-    """How alike two maps of each sample are: rank correlation of R and of |R|, structural similarity, cosine; (N,)."""
+    """How alike two maps of each sample are: rank correlation of R and `|R|`, structural similarity, cosine; (N,)."""
     R, S = metrics.heat(R), metrics.heat(S)
     rows = {"spearman": spearman(R, S), "spearman_abs": spearman(R.abs(), S.abs())}
     return rows | {"ssim": ssim(R, S), "cosine": metrics.cosine(R, S).cpu()}

@@ -1,7 +1,7 @@
 """What a map owes to the network and not to the data: scores of stripes, borders and grids, and maps of nothing.
 
 Maps are (N, H, W), or (N, C, H, W) whose channels are summed; each score is one value per map, (N,), in double
-precision. Scores take |R|, since maps of both signs cancel; NaN (land in a field) is no part of a map; a map that is
+precision. Scores take `|R|`, since maps of both signs cancel; NaN (land in a field) is no part of a map; a map that is
 zero everywhere has no score: NaN, which `metrics.interval` leaves out. Source of the questions: landthayen2023fact;
 its scores, if it has any, are not known to us, and these are ours.
 """
@@ -29,7 +29,7 @@ SIDES = {"left": (2, 0), "right": (2, -1), "top": (1, 0), "bottom": (1, -1)}  # 
 
 
 def shares(R: Tensor) -> Tensor:
-    """|R| of each map over its sum: (N, H, W), NaN as 0."""
+    """`|R|` of each map over its sum: (N, H, W), NaN as 0."""
     size = metrics.heat(R).abs().nan_to_num(0.0)
     return size / size.sum((1, 2), keepdim=True)
 
@@ -38,17 +38,17 @@ def shares(R: Tensor) -> Tensor:
 
 
 def column_profile(R: Tensor) -> Tensor:
-    """Share of |R| in each column, (N, W): 1 / W each where a map has no sweep."""
+    """Share of `|R|` in each column, (N, W): 1 / W each where a map has no sweep."""
     return shares(R).sum(1)
 
 
 def row_profile(R: Tensor) -> Tensor:
-    """Share of |R| in each row, (N, H)."""
+    """Share of `|R|` in each row, (N, H)."""
     return shares(R).sum(2)
 
 
 def first_share(R: Tensor, side: str = "left") -> Tensor:
-    """Share of |R| in the column or row that a recurrent network is fed first; fair is 1 / W or 1 / H.
+    """Share of `|R|` in the column or row that a recurrent network is fed first; fair is 1 / W or 1 / H.
 
     `side` is "left" or "right" for columns, "top" or "bottom" for rows. Raises LRPError for another word.
     """
@@ -59,7 +59,7 @@ def first_share(R: Tensor, side: str = "left") -> Tensor:
 
 
 def row_norm_correlation(R: Tensor, W_in: Tensor, rows: Tensor | None = None) -> Tensor:
-    r"""Rank correlation between the rows' shares of |R| and their input weights, :math:`\sum_i |W_{in,ki}|`.
+    r"""Rank correlation between the rows' shares of `|R|` and their input weights, :math:`\sum_i |W_{in,ki}|`.
 
     `W_in` is (H, units), as in u W_in with columns u of the map fed one by one; `rows` (H,) bool keeps to some rows,
     say those without objects. For a network fed row by row, hand over R.mT. Raises LRPError for other shapes.
@@ -80,7 +80,7 @@ def row_norm_correlation(R: Tensor, W_in: Tensor, rows: Tensor | None = None) ->
 
 
 def border_energy(R: Tensor, width: int = 1) -> Tensor:
-    """Share of |R| within `width` cells of the edge over the share of cells there: 1 is fair, more a bright border.
+    """Share of `|R|` within `width` cells of the edge over the share of cells there: 1 is fair, more a bright border.
 
     Raises LRPError where the border is the whole map.
     """
@@ -95,9 +95,9 @@ def border_energy(R: Tensor, width: int = 1) -> Tensor:
 
 
 def grid_energy(R: Tensor, period: int) -> Tensor:
-    """Power of |R| at the frequencies of a grid over that at zero: 0 for none, p^2 - 1 for one pixel in each p x p.
+    """Power of `|R|` at the frequencies of a grid over that at zero: 0 for none, p^2 - 1 for one pixel in each p x p.
 
-    It is `skips.lattice` of |R|, on the largest part from the top left that p divides, where strides and pooling
+    It is `skips.lattice` of `|R|`, on the largest part from the top left that p divides, where strides and pooling
     begin. Large structures count a little, too: compare with maps of the same objects. Raises LRPError for a period
     below 2 or beyond the map.
     """
@@ -119,12 +119,12 @@ class Overlap(NamedTuple):
 
 
 def truth_overlap(R: Tensor, truth: Tensor) -> Overlap:
-    r"""Spearman's rank correlation of maps with the truth, and the ROC AUC of |R| for the cells where truth is not 0.
+    r"""Spearman's rank correlation of maps with the truth, and the ROC AUC of `|R|` for the cells where truth is not 0.
 
     .. math:: AUC = P(|R_p| > |R_q|) + \tfrac12 P(|R_p| = |R_q|), \quad p \text{ with truth}, q \text{ without}
 
     `truth` is (N, H, W), or (H, W) for all maps: contributions, which are ranked with their signs, or a mask (bool),
-    which is compared with |R|. Cells that are NaN in either are left out. NaN where a side has no spread or no cell.
+    which is compared with `|R|`. Cells that are NaN in either are left out. NaN where a side has no spread or no cell.
     Raises LRPError for other shapes.
     """
     R = metrics.heat(R)
@@ -142,7 +142,7 @@ def truth_overlap(R: Tensor, truth: Tensor) -> Overlap:
 
 
 def object_shares(R: Tensor, masks: Tensor) -> Tensor:
-    """Share of |R| on each of K objects, masks (K, H, W) or (N, K, H, W) bool: (N, K).
+    """Share of `|R|` on each of K objects, masks (K, H, W) or (N, K, H, W) bool: (N, K).
 
     With the square of the class first and the decoys after it, an answer to the class shows as the first column
     above the others. Raises LRPError for other shapes.
@@ -184,7 +184,7 @@ def _auc(score: Tensor, positive: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ArtifactMaps:
-    """What survives without anything to find. Maps are mean shares of |R| and sum to 1.
+    """What survives without anything to find. Maps are mean shares of `|R|` and sum to 1.
 
     real (H, W): trained on the true labels. shuffled (repeats, H, W): trained on labels in random order. constant
     (repeats, H, W): those networks' maps of a constant input. accuracy of the first and accuracies (repeats,) of the
@@ -250,7 +250,7 @@ def artifact_map(
 
 
 def _mean_share(R: Tensor) -> Tensor:
-    """Mean over maps of their shares of |R|, without maps that are zero everywhere: (H, W)."""
+    """Mean over maps of their shares of `|R|`, without maps that are zero everywhere: (H, W)."""
     return shares(R).nanmean(0)
 
 

@@ -143,7 +143,7 @@ def randomised(model: nn.Module, x: Tensor, seed: int = 0, stops: int = 3) -> li
 def sanity_of(networks: Sequence[nn.Module], method: Callable, R: Tensor, images: Images) -> Tensor:
     """How much maps R (N, H, W) of a trained network change in `randomised` ones, (N,).
 
-    The mean of 1 - |rank correlation| over these networks: 0 is a map that does not depend on what was learned. A map
+    The mean of 1 - `|rank correlation|` over these networks: 0 is a map that does not depend on what was learned. A map
     that is turned round in sign counts as the same, a flat one as another.
     """
     maps = [explain(net, method, images.x, images.labels[0]) for net in networks]

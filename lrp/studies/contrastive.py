@@ -148,7 +148,7 @@ def pairs(matrices: Tensor) -> Tensor:
 
 
 def by_layer(explainer: LRP, x: Tensor, seed: Seed, layers: Sequence[str]) -> dict[str, Tensor]:
-    """How alike the relevance of all classes is at each layer's output and at the pixels: mean |cosine|, (N,)."""
+    """How alike the relevance of all classes is at each layer's output and at the pixels: mean `|cosine|`, (N,)."""
     with torch.no_grad():
         classes = explainer.model(x[:1]).shape[1]
     e = explainer.explain(x, list(range(classes)), seed, layers=layers)
@@ -174,7 +174,7 @@ def random_network(depth: int, width: int = 200, classes: int = 10, seed: int = 
 def collapse(
     depths: Sequence[int], rule: Rule, seed: Seed | None = None, draws: int = 5, width: int = 200, classes: int = 10
 ) -> pd.DataFrame:
-    """How alike the maps of all classes are in random networks, by depth: |cosine|, one row per depth and draw.
+    """How alike the maps of all classes are in random networks, by depth: `|cosine|`, one row per depth and draw.
 
     One input from U(0, 1) per draw, one rule in every layer, relevance from `seed` (default 1 at the class), with its
     sign. 1 is one map for all classes, up to a factor.

@@ -37,22 +37,22 @@ STALL = 1e-4  # a loss that falls by less has stalled
 
 
 def completeness(P: Tensor, N: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    r"""((\sum P + \sum N - y(1)) / scale)^2: together the mappings say what the gradient says; (N, ...) -> (N,)."""
+    """`((sum P + sum N - y(1)) / scale)^2`: together the mappings say what the gradient says; (N, ...) -> (N,)."""
     return ((total(P) + total(N) - y) / scale).square()
 
 
 def wrong_sign(P: Tensor, N: Tensor, mass: Tensor) -> Tensor:
-    r"""(\sum [-P]_+ + \sum [N]_+) / S: what has no place in a mapping of one sign; (N, ...) -> (N,)."""
+    """`(sum [-P]_+ + sum [N]_+) / S`: what has no place in a mapping of one sign; (N, ...) -> (N,)."""
     return (total((-P).relu()) + total(N.relu())) / mass
 
 
 def evidence(P: Tensor, N: Tensor, mass: Tensor) -> Tensor:
-    r"""(\sum [P]_+ + \sum [-N]_+) / S: what is kept, to be large; without it zero mappings are pure; -> (N,)."""
+    """`(sum [P]_+ + sum [-N]_+) / S`: what is kept, to be large; without it zero mappings are pure; -> (N,)."""
     return (total(P.relu()) + total((-N).relu())) / mass
 
 
 def extremes(P: Tensor, N: Tensor, mass: Tensor) -> Tensor:
-    r"""(\sum N - \sum P) / S: as small as can be where P is as large, and N as small, as masks allow; -> (N,)."""
+    """`(sum N - sum P) / S`: as small as can be where P is as large, and N as small, as masks allow; -> (N,)."""
     return (total(N) - total(P)) / mass
 
 

@@ -71,7 +71,7 @@ class DMBPResult:
 
     @property
     def completeness_error(self) -> Tensor:
-        """|sum P + sum N - y(1)| / max(|F|, floor), (N,); the floor is 1 % of the mass of gradient x input."""
+        """`|sum P + sum N - y(1)|` / max(`|F|`, floor), (N,); the floor is 1 % of the mass of gradient x input."""
         G = self.gradient_x_input
         F = self.output.gather(1, self.target[:, None])[:, 0]
         return (total(self.pos_attribution) + total(self.neg_attribution) - total(G)).abs() / scale_of(F, mass_of(G))
@@ -94,7 +94,7 @@ class DMBPResult:
 
     @property
     def negative_share(self) -> Tensor:
-        """Sum of |N| as a share of the mass of gradient x input, (N,): near 0, the negative mapping collapsed."""
+        """Sum of `|N|` as a share of the mass of gradient x input, (N,): near 0, the negative mapping collapsed."""
         return total(self.neg_attribution.abs()) / mass_of(self.gradient_x_input)
 
     def map(self, quantile: float = 0.9999) -> Tensor:

@@ -2,7 +2,7 @@
 
 Unrolled in time, the network is a graph like any other: each step is one dense layer on the joined [u(t), x(t-1)],
 an activation, and a sum of what the units keep and what is new. So `LRP` explains it, and the versions of the source
-differ in the rule at that sum:
+differ in the rule at that sum::
 
     composite         dense layers       the leaky sum
     signed()          Epsilon, exact     Epsilon: by value, unbounded                   V1 of the source
@@ -50,7 +50,7 @@ class EchoStateNetwork(nn.Module):
         units: n, size of the reservoir.
         outputs: K, scores per image.
         alpha: leak rate, in (0, 1].
-        rho: W_res is scaled by rho / max Re(eig), as the authors do. That is not the spectral radius max |eig|.
+        rho: W_res is scaled by rho / max Re(eig), as the authors do. That is not the spectral radius max `|eig|`.
         density: probability with which an entry of W_res is kept (the authors call it sparsity).
         width: weights and biases are drawn from U[-width, width].
         activation: "tanh", "sigmoid", "relu" or "linear".
@@ -146,7 +146,7 @@ class EchoStateNetwork(nn.Module):
 
         .. math:: [W_{out}; b_{out}] = [x(T), 1]^+ \, \text{targets}
 
-        in float64, by the pseudo-inverse. `ridge` adds ridge |W_out|^2 to the sum of squares. Targets (N,) or (N, K):
+        in float64, by the pseudo-inverse. `ridge` adds ridge `|W_out|^2` to the sum of squares. Targets (N,) or (N, K):
         numbers, or one-hot. Raises InputError for images or targets that do not fit.
         """
         steps = self._check(images)
@@ -174,8 +174,8 @@ class EchoStateNetwork(nn.Module):
     def sided(self) -> "EchoStateNetwork":
         """A copy with both signs of a single score as classes, of scores (-y, y).
 
-        Its predicted class is the sign of y, and relevance starts as |y| at sign(y) W_out, so that rules among positive
-        contributions treat both alike. Raises LRPError for several scores.
+        Its predicted class is the sign of y, and relevance starts as `|y|` at sign(y) W_out, so that rules among
+        positive contributions treat both alike. Raises LRPError for several scores.
         """
         if self.outputs != 1:
             raise LRPError(f"only a single score has two sides; this network has {self.outputs}")

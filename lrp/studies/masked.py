@@ -1,12 +1,12 @@
 """A network frozen at its input and made linear, with one mask per filter: its gradient, and the masks' own.
 
 At x, a piecewise linear network is affine: F(x) = <W, x> + b_eff, where W is the gradient. Freeze which units are on
-and which ones win a pool, drop the constants, and multiply each unit behind a ReLU by the mask of its filter:
+and which ones win a pool, drop the constants, and multiply each unit behind a ReLU by the mask of its filter::
 
     h_l = m_l G_l (A_l h_{l-1}),    y(m) = w_c h_L,    W(m) = d y(m) / d x,    sum W(m) x = y(m),    W(1) = d F / d x.
 
 W(m) is backpropagation with masks. A loss of W has its derivative by the masks from one more pass, forward: with
-V = d loss / d W, t_0 = V and t_l = m_l G_l (A_l t_{l-1}),
+V = d loss / d W, t_0 = V and t_l = m_l G_l (A_l t_{l-1}), ::
 
     d loss / d m_l = sum over space of (G_l g_l) (A_l t_{l-1}),
 
@@ -141,7 +141,7 @@ class MaskedNetwork:
 
     @torch.no_grad()
     def gradient(self, seed: Tensor) -> tuple[Tensor, Tensor]:
-        r"""W(1), shaped like x, and what the constants contribute, b_eff = \sum_l <b_l, d F / d z_l>, (N,)."""
+        """W(1), shaped like x, and what the constants contribute, `b_eff = sum_l <b_l, d F / d z_l>`, (N,)."""
         constants = [self.x.new_zeros(len(self.x))]
         W, _ = self.back(seed, self.ones(), constants)
         return W, sum(constants)

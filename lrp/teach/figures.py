@@ -100,7 +100,7 @@ def save(
     `name` is `NN_slug`, without suffix, and starts with the number of its notebook. `caption` says what is
     shown: where relevance starts, how channels are summed, sign and scale. `alt` describes the picture in
     words for those who do not see it (default: the caption). `numbers` are the values that the figure shows:
-    floats, integers, booleans, `Number`s with a tolerance of their own, or mappings of these.
+    floats, integers, booleans, a `Number` with a tolerance of its own, or mappings of these.
 
     The picture goes to the folder that `make` names in LRP_FIGURES, otherwise to `build/interactive`, so that
     trying things out in Jupyter leaves the committed figures alone. The figure stays open: the notebook shows
@@ -185,7 +185,7 @@ def show_image(ax: Axes, x, title: str | None = None) -> AxesImage:
 def show_relevance(ax: Axes, R, vmax: float | None = None, title: str | None = None) -> AxesImage:
     """Draw relevance (H, W), or (C, H, W) summed over channels, on a scale symmetric about zero.
 
-    White is zero, red evidence for, blue evidence against. Full colour stands at `vmax`, by default max|R|.
+    White is zero, red evidence for, blue evidence against. Full colour stands at `vmax`, by default `max|R|`.
     Returns matplotlib's image, for `colorbar`.
     """
     R = _channel_sum(R)
@@ -204,7 +204,7 @@ def colorbar(image: AxesImage, ax: Axes | Sequence[Axes], label: str = "relevanc
 
 
 def _top(R: np.ndarray, quantile: float) -> float:
-    """Where full colour stands: a quantile of |R|, or the maximum where that is zero."""
+    """Where full colour stands: a quantile of `|R|`, or the maximum where that is zero."""
     return float(np.quantile(np.abs(R), quantile)) or float(np.abs(R).max())
 
 
@@ -221,10 +221,10 @@ def grid(
     """Lay out images (one per row) beside their relevance maps (one method per column).
 
     `maps` goes from a column's title to its maps, one per image; `rows` are titles at the left. `scale` says
-    where full colour stands: `"row"`, at the row's max|R| (methods compare in size; printed under the input),
+    where full colour stands: `"row"`, at the row's `max|R|` (methods compare in size; printed under the input),
     `"panel"`, at each map's own (printed under it), or a number for all. A `quantile` below 1 takes that quantile
-    of |R| in place of the maximum: say so in the caption. `title_size` is for many columns. Returns the figure and its
-    axes (rows, 1 + methods).
+    of `|R|` in place of the maximum: say so in the caption. `title_size` is for many columns. Returns the figure and
+    its axes (rows, 1 + methods).
     """
     for title, column in maps.items():
         if len(column) != len(images):

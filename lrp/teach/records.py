@@ -30,7 +30,7 @@ _kept: dict[str, dict[str, tuple[dict, bytes]]] = {"figures": {}, "claims": {}}
 
 @dataclass(frozen=True)
 class Number:
-    """A value with the tolerance of its reproduction: |new - old| <= atol + rtol * |old|."""
+    """A value with the tolerance of its reproduction: `|new - old|` <= atol + rtol * `|old|`."""
 
     value: float
     rtol: float = 1e-3

@@ -1,7 +1,7 @@
 """The scorecard: what a paper claims, beside what we find, with a verdict that is computed and never typed.
 
 A notebook states each claim once, with the interval that decides it; `make` gathers the claims of all notebooks
-in `figures/scorecard.md`:
+in `figures/scorecard.md`::
 
     claim("02_taylor_epsilon", "Taylor has a smaller AUC than identity, under the ε-rule.", compare(taylor, identity),
           expected="below", paper="AUC 35.47 against 37.10", figure="02_flipping")

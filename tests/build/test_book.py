@@ -1,5 +1,6 @@
 """The book made of a small repository: pages, links, captions, solutions, and no host but the disk."""
 
+import ast
 import base64
 import io
 import json
@@ -8,20 +9,24 @@ import re
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from browser import chromium
+from docutils import nodes
+from docutils.core import publish_doctree
 from PIL import Image
+from sphinx.ext.napoleon import Config, GoogleDocstring
 
-from lrp.build import book, book_links, book_pages
-from lrp.build.book_api import restructured
+from lrp.build import book, book_pages
 from lrp.build.keys import BuildError
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = (
-    *("moved.py", "build/__init__.py", "build/book.py", "build/book_api.py", "build/book_links.py"),
-    *("build/book_pages.py", "build/keys.py", "build/lint.py", "build/scorecard_page.py"),
+    *("moved.py", "build/__init__.py", "build/book.py", "build/book.css", "build/book_pages.py"),
+    *("build/keys.py", "build/lint.py", "build/scorecard_page.py"),
     *("teach/__init__.py", "teach/records.py", "teach/scorecard.py"),
 )
 BAR = "\rwork:  43%|████▎     | 53/124 [00:05<00:06, 10.55it/s]"
@@ -29,22 +34,31 @@ WARNED = (
     "/var/ipykernel_12/345.py:2: UserWarning: mind the gap\n  warn()\n/elsewhere/lrp/tiny.py:3: UserWarning: mind\n"
 )
 WIDGET = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "interactive(children=())"}
-DOCUMENTED = '''"""Tiny: a|b, x_ and *args are text, `code` is code.
+DOCUMENTED = '''"""Tiny: `|R|`, `*args` and `x_` are `code`, a|b is text.
 
-Its sum:
+Its sum::
 
     z = sum of x_i
 """
 
+from typing import NamedTuple
+
 
 def double(x: float) -> float:
-    r"""Twice `x`s value.
+    r"""Twice the value of `x`.
 
     .. math:: y = 2 |x_i|
 
-    Raises nothing_.
+    Raises nothing.
     """
     return 2 * x
+
+
+class Pair(NamedTuple):
+    """Two of them."""
+
+    first: float
+    second: float
 '''
 README = """# Toy
 
@@ -183,9 +197,50 @@ def test_links_lead_to_pages_of_the_book(toy):
 
 def test_docstrings_are_read_as_they_stand(toy):
     text = page(toy, "api/tiny.html")
-    assert "a|b, x_ and *args are text" in text and "Raises nothing_." in text
+    words = re.sub(r"</?span[^>]*>", "", text)
+    for part in (">|R|</code>", ">*args</code>", ">x_</code>", "a|b is text", "Two of them."):
+        assert part in words, part
     assert r"\[y = 2 |x_i|\]" in text
-    assert re.search(r"<pre>.*z = sum of x_i", text, flags=re.DOTALL)
+    assert re.search(r"<pre>.*z = sum of x_i", words, flags=re.DOTALL)
+    assert "Alias for field" not in text
+    listed = page(toy, "api.html")
+    assert 'href="api/tiny.html"' in listed and 'href="api/teach.records.html"' in listed and "build" not in listed
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "lrp").glob("*/*.py")), ids=lambda file: f"{file.parent.name}/{file.stem}"
+)
+def test_docstrings_of_the_package_are_restructured_text(file):
+    """Sphinx reads them without a complaint, and as they are meant: blocks that are set in are code."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (said := ast.get_docstring(node)):
+            what = {"Module": "module", "ClassDef": "class"}.get(type(node).__name__, "function")
+            assert complaints(said, what) == [], getattr(node, "name", "module")
+
+
+def complaints(docstring: str, what: str = "function") -> list[str]:
+    """Return what docutils says of a docstring, and blocks that are set in without `::`."""
+    warnings = io.StringIO()
+    text = str(GoogleDocstring(docstring, Config(napoleon_use_param=False, napoleon_use_ivar=True), what=what))
+    tree = publish_doctree(
+        f".. default-role:: code\n\n{text}", settings_overrides={"warning_stream": warnings, "report_level": 2}
+    )
+    found = re.findall(r"\((?:WARNING|ERROR|SEVERE)/\d\) (.*)", warnings.getvalue())
+    return found + [f"a block without `::`: {block.astext()[:40]}" for block in tree.findall(nodes.block_quote)]
+
+
+@pytest.mark.parametrize(
+    ("docstring", "complaint"),
+    [
+        ("Sum of |R|.", 'Undefined substitution referenced: "R"'),
+        ("Of *args.", "Inline emphasis start-string"),
+        ("Twice `x`s value.", "Inline interpreted text"),
+        ("Its sum:\n\n    z = 1", "a block without `::`: z = 1"),
+    ],
+)
+def test_a_docstring_that_sphinx_would_misread_is_found(docstring, complaint):
+    assert [line[: len(complaint)] for line in complaints(docstring)] == [complaint]
+    assert complaints("Sum of `|R|`, `*args`:\n\n* of `x`::\n\n    z = 1\n\nReturns:\n    `z`.\n") == []
 
 
 def test_what_did_not_change_is_not_made_again(toy):
@@ -194,27 +249,93 @@ def test_what_did_not_change_is_not_made_again(toy):
     assert (toy / "build/book/html/index.html").stat().st_mtime_ns == before
 
 
-def test_the_site_is_sound_and_the_check_sees_what_is_not(toy, tmp_path):
-    assert not book_links.check(toy / "build/book/html").faults
+LOADED = {"img": "src", "script": "src", "iframe": "src", "source": "src", "embed": "src", "link": "href"}
+
+
+class Read(HTMLParser):
+    """What a page says: its anchors, its references as (address, whether a browser loads it), faults of pictures."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.anchors, self.references, self.faults = set(), [], []
+        text = path.read_text(encoding="utf-8")
+        styles = text if path.suffix == ".css" else "".join(re.findall(r"<style.*?</style>", text, flags=re.DOTALL))
+        urls = re.findall(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""", styles)
+        self.references += [(url, True) for url in urls]
+        if path.suffix == ".html":
+            self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        given = dict(attributes)
+        self.anchors |= {given.get("id"), given.get("name")}
+        loaded = [
+            given.get(LOADED.get(tag)),
+            *(part.split()[0] for part in (given.get("srcset") or "").split(",") if part),
+        ]
+        self.references += [(address, True) for address in loaded if address is not None]
+        if tag == "a" and "href" in given:
+            self.references.append((given["href"], False))
+        if tag == "img" and not (given.get("alt") or "").strip():
+            self.faults.append(f"picture {given['src']} has no description")
+
+
+def faults(site: Path) -> list[str]:
+    """Return what is wrong with a site: dead links and anchors, silent pictures, what it loads from outside."""
+    files = [path for path in site.rglob("*") if path.suffix in (".html", ".css")]
+    pages = {path: Read(path) for path in files if path.suffix == ".css" or "_static" not in path.parts}
+    found = []
+    for path, read in pages.items():
+        found += read.faults
+        for address, loaded in read.references:
+            parts = urlsplit(address)
+            there = Path(os.path.normpath(path.parent / unquote(parts.path))) if parts.path else path
+            if parts.scheme or parts.netloc:
+                found += [f"loads {address} from outside"] if loaded and parts.scheme != "data" else []
+            elif site not in there.parents or not there.is_file():
+                found.append(f"dead link {address}")
+            elif parts.fragment and there in pages and unquote(parts.fragment) not in pages[there].anchors:
+                found.append(f"no such anchor: {address}")
+    return found
+
+
+def test_the_site_is_sound(toy):
+    assert faults(toy / "build/book/html") == []
+
+
+def test_a_site_that_is_not_sound_is_found(tmp_path):
     (tmp_path / "a.html").write_text(
         '<a href="b.html">x</a><a href="#no">x</a><a href="c.html#yes">x</a><a href="c.html#no">x</a>'
         '<img src="gone.png" alt="x"><img src="c.html"><script src="https://example.org/x.js"></script>'
-        '<a href="https://example.org/">x</a><a href="http//x">x</a><a href="https://">x</a><a href="../up.html">x</a>'
+        '<a href="https://example.org/">x</a><a href="http//x">x</a><a href="../up.html">x</a>'
         '<img src="c.html" srcset="//example.org/y.png 2x" alt="x"><style>@import "//example.org/z.css";</style>'
     )
     (tmp_path / "c.html").write_text('<p id="yes">')
     (tmp_path / "d.css").write_text(
         'b { background: url("https://example.org/x.png") } i { background: url(gone.woff) }'
     )
-    faults = "\n".join(book_links.check(tmp_path).faults)
-    assert faults.count("\n") == 12
-    for fault in (
-        *("dead link b.html", "no such anchor: #no", "no such anchor: c.html#no", "dead file gone.png"),
-        *("picture c.html has no description", "loads https://example.org/x.js from outside", "dead link http//x"),
-        *("malformed address https://", "../up.html leads out of the site", "loads //example.org/y.png from outside"),
-        *("loads //example.org/z.css", "loads https://example.org/x.png from outside", "dead file gone.woff"),
-    ):
-        assert fault in faults
+    assert sorted(faults(tmp_path)) == [
+        *("dead link ../up.html", "dead link b.html", "dead link gone.png", "dead link gone.woff", "dead link http//x"),
+        *("loads //example.org/y.png from outside", "loads //example.org/z.css from outside"),
+        *("loads https://example.org/x.js from outside", "loads https://example.org/x.png from outside"),
+        *("no such anchor: #no", "no such anchor: c.html#no", "picture c.html has no description"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "link", "complaint"),
+    [
+        ("README.md", "[x](notebooks/01_first.ipynb#A-partt)", "a-partt"),
+        ("README.md", "[x](figures/README.md#nowhere)", "nowhere"),
+        ("README.md", "[x](#nowhere)", "nowhere"),
+        ("README.md", "[x](notebooks/02_gone.ipynb)", "dead link notebooks/02_gone.ipynb"),
+        ("notebooks/01_first.ipynb", "[x](../README.md#nowhere)", "nowhere"),
+    ],
+)
+def test_make_book_fails_on_a_dead_link(repository, file, link, complaint):
+    path = repository / file
+    path.write_text(path.read_text().replace("Back to" if file.endswith("ipynb") else "See", f"{link} See", 1))
+    code, output = make(repository)
+    assert code and complaint in output, output
 
 
 @pytest.fixture
@@ -279,26 +400,6 @@ def test_with_an_address_links_and_buttons_lead_there(repository, monkeypatch):
     assert "a = b[0](c)" in maker.markdown("README.md")  # code is no link
 
 
-def test_two_spellings_of_docstrings_become_one():
-    lines = [
-        "One `a`b.",
-        "",
-        "Args:",
-        "    x_: a|b",
-        "",
-        "* bullet",
-        "  more *text*",
-        "",
-        "Then:",
-        "",
-        "    code_ |",
-        "",
-        "End_.",
-    ]
-    expected = ["One ``a``\\ b.", "", "Args:", "    x\\_: a\\|b", "", "* bullet", "  more \\*text\\*", "", "Then:", ""]
-    assert restructured(lines) == [*expected, "::", "", "    code_ |", "", "End\\_."]
-
-
 def walk(site: Path, start: str) -> None:
     """Read a site in a browser, from the disk and without a network: search, links, phone, dark."""
     outside = []
@@ -338,6 +439,7 @@ def test_the_real_book():
     """As `make book` makes it; needs the executed notebooks."""
     if book_pages.notebooks() and all(map(ran, book_pages.notebooks())):
         assert book.main() == 0
+        assert faults(ROOT / "build/book/html") == []
         walk(ROOT / "build/book/html", f"notebooks/{book_pages.notebooks()[0].stem}.html")
     else:
         pytest.skip("needs fresh notebooks: make figures")
