@@ -91,7 +91,7 @@ lint: env ## check code and notebooks without running them
 	@$(if $(NOTEBOOKS),"$(PY)" -m nbstripout --verify --keep-id --extra-keys "$(STRIP_KEYS)" $(NOTEBOOKS) || \
 	  { echo "notebooks are not stripped: make format" >&2; exit 1; })
 	@"$(PY)" -m lrp.build.lint
-	@"$(PY)" -m lrp.build.contents --check
+	@"$(PY)" -m lrp.build.pages --check
 
 format: env ## mend what lint can mend by itself: format, order of imports, outputs in notebooks
 	@"$(PY)" -m ruff check --fix-only --quiet .
@@ -99,7 +99,7 @@ format: env ## mend what lint can mend by itself: format, order of imports, outp
 	@$(if $(NOTEBOOKS),"$(PY)" -m nbstripout --keep-id --extra-keys "$(STRIP_KEYS)" $(NOTEBOOKS))
 
 contents: env ## write the table of contents, the links between notebooks and README's table anew
-	@"$(PY)" -m lrp.build.contents
+	@"$(PY)" -m lrp.build.pages
 
 book: figures ## the course as a site that works offline, in build/book/html
 	@"$(PY)" -m lrp.build.book

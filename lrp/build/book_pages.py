@@ -14,9 +14,10 @@ import struct
 from itertools import groupby
 from pathlib import Path
 
+from ..teach.records import is_picture
 from .keys import ROOT, BuildError, notebooks, parse
 from .lint import SAVES
-from .scorecard_page import judging_cell
+from .pages import judging_cell
 
 MARKDOWN = {  # file of the repository: its page
     "README.md": "index.md",
@@ -212,8 +213,8 @@ def inside(target: str, name: str) -> str:
 def saved_picture(name: str) -> str:
     """Return the path of a figure that a notebook saved. Raises BuildError if it is not there."""
     picture = f"figures/{name}.png"
-    if not (ROOT / picture).exists():
-        raise BuildError(f"{picture} is missing: run `make figures` first")
+    if not is_picture(ROOT / picture):
+        raise BuildError(f"{picture} is missing or cut short: run `make figures` first")
     return picture
 
 

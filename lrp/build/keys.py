@@ -4,7 +4,7 @@ Hashes of its code cells, of the `lrp` modules they import (followed recursively
 of the data files in the repository, plus parameters and versions. Prose, outputs and times of files play no
 part.
 
-Standard library only, and nothing from the rest of `lrp`: `make` reads keys in milliseconds.
+Standard library only, so `make` reads keys in milliseconds.
 """
 
 import ast
@@ -15,6 +15,8 @@ import re
 import sys
 from importlib import metadata
 from pathlib import Path
+
+from ..teach.records import write as write  # for all that build
 
 ROOT = Path(os.environ.get("LRP_ROOT") or Path(__file__).resolve().parents[2])
 # Modules whose importers read the data files of the repository
@@ -31,12 +33,19 @@ def short_hash(content: bytes | str) -> str:
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:12]
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+def read(path: Path) -> dict:
+    """Return the JSON object in a file, or an empty one without the file. Raises BuildError if it holds no object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__} instead of an object")
+    except ValueError as error:
+        name = os.path.relpath(path, ROOT)
+        raise BuildError(
+            f"{name} is no sound JSON ({error}): it is cut short, or a merge left its marks. Take the committed one, "
+            f"`git checkout HEAD -- {name}`; what git does not hold, delete"
+        ) from error
+    return found
 
 
 def figures_folder(profile: str, build: str) -> Path:

@@ -21,9 +21,11 @@ import threading
 import time
 from pathlib import Path
 
-from .keys import ROOT, BuildError, figures_folder, find, key, notebooks, parameters, write
+from ..teach.records import is_picture, write
+from .keys import ROOT, BuildError, figures_folder, find, key, notebooks, parameters, read
 
 CELL_SECONDS = 600  # a cell of the quick profile that takes longer is stuck
+FAILED, STOPPED, NEVER = "failed last time", "stopped before its end", "not run yet"
 
 
 # --- one build: the folder of a profile ---------------------------------------------------------------------
@@ -42,22 +44,22 @@ class Build:
 
     def record(self, notebook: Path) -> dict:
         """Return what the last run recorded: its figures and seconds."""
-        path = self.file(notebook, ".json")
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"figures": {}}
+        return {"figures": {}} | read(self.file(notebook, ".json"))
 
     def stale(self, notebook: Path) -> str | None:
         """Return why the notebook must run, or None when it is fresh."""
         stored = self.file(notebook, ".key")
         if not stored.exists():
-            return "failed last time" if self.file(notebook, ".failed.ipynb").exists() else "not run yet"
+            left = [self.file(notebook, suffix).exists() for suffix in (".failed.ipynb", ".part.ipynb", ".ipynb")]
+            return FAILED if left[0] else STOPPED if any(left) else NEVER
         old, new = stored.read_text(encoding="utf-8"), key(notebook, self.overrides)
         if old != new:
             lines = set(old.splitlines()) ^ set(new.splitlines())
             changed = sorted({line.split("  ", 1)[-1] for line in lines})
             return "changed: " + ", ".join(changed[:4]) + (", ..." if len(changed) > 4 else "")
         for name in self.record(notebook)["figures"]:
-            if not (self.figures / f"{name}.png").exists():
-                return f"figure {name}.png is missing"
+            if not is_picture(self.figures / f"{name}.png"):
+                return f"figure {name}.png is missing or cut short"
         return None if self.file(notebook, ".ipynb").exists() else "the executed copy is missing"
 
 
@@ -156,6 +158,8 @@ def run(build: Build, notebook: Path, force: bool = False) -> bool:
     if reason is None:
         say(f"{label}: up to date")
         return True
+    for name in ("numbers.json", "claims.json"):  # what the merge will read: better refused before hours of work
+        read(build.figures / name)
     say(f"{label}: running ({reason})")
     for suffix in (".key", ".json", ".failed.ipynb"):  # from here on, only success looks like success
         build.file(notebook, suffix).unlink(missing_ok=True)
@@ -231,7 +235,7 @@ def status(build: Build) -> None:
     print(f"{'notebook':32} {'state':8} {'seconds':>7} {'figures':>7}")
     for notebook in notebooks():
         record, reason = build.record(notebook), build.stale(notebook)
-        state = {None: "fresh", "failed last time": "failed", "not run yet": "never"}.get(reason, "stale")
+        state = {None: "fresh", FAILED: "failed", STOPPED: "stopped", NEVER: "never"}.get(reason, "stale")
         numbers = f"{record.get('seconds', '-'):>7} {len(record['figures']):>7}"
         print(f"{notebook.stem:32} {state:8} {numbers}  {reason or ''}")
 

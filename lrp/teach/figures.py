@@ -119,7 +119,7 @@ def save(
     }
     records.remember("figures", name, record, picture)
     target = records.folder() / f"{name}.png"
-    if not target.exists() or not same_picture(target.read_bytes(), picture):
+    if not records.is_picture(target) or not same_picture(target.read_bytes(), picture):
         records.write(target, picture)
     records.write_out(name[:2])
 

@@ -104,9 +104,18 @@ def intervals(rows: Mapping[str, Interval], rtol: float = 0.02, atol: float = 0.
     }
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)  # there only if something failed
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a PNG is there as a whole: from its signature to its closing chunk."""
+    content = path.read_bytes() if path.is_file() else b""
+    return content.startswith(b"\x89PNG\r\n\x1a\n") and content.endswith(b"IEND\xaeB`\x82")

@@ -26,7 +26,7 @@ from lrp.build.keys import BuildError
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = (
     *("moved.py", "build/__init__.py", "build/book.py", "build/book.css", "build/book_pages.py"),
-    *("build/keys.py", "build/lint.py", "build/scorecard_page.py"),
+    *("build/keys.py", "build/lint.py", "build/pages.py"),
     *("teach/__init__.py", "teach/records.py", "teach/scorecard.py"),
 )
 BAR = "\rwork:  43%|████▎     | 53/124 [00:05<00:06, 10.55it/s]"

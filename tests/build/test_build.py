@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = (
     *("__init__.py", "moved.py", "teach/__init__.py", "teach/figures.py", "teach/lrp.mplstyle", "teach/records.py"),
     *("teach/scorecard.py", "build/__init__.py", "build/runs.py", "build/keys.py", "build/gallery.py"),
-    "build/scorecard_page.py",
+    "build/pages.py",
 )
 PARAMETERS = "SEED: int = 0  # seed\nDEVICE: str = 'cpu'  # device\nPROFILE: str = 'quick'  # profile"
 PLOT = """import matplotlib.pyplot as plt
@@ -72,6 +72,11 @@ class Toy:
         kept = {name: value for name, value in os.environ.items() if name not in gone}
         return kept | {"VIRTUAL_ENV": sys.prefix}
 
+    def run(self, module: str, *arguments: str) -> subprocess.CompletedProcess:
+        """Run a module of the build."""
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.run(command, cwd=self.root, env=self.environment(), capture_output=True, text=True)
+
     def make(self, *targets: str) -> tuple[int, set[str], str]:
         """Run make; return its status, the notebooks it ran, and all it printed."""
         result = subprocess.run(
@@ -121,9 +126,28 @@ def test_content_decides_what_runs(toy):
     code, ran, output = toy.make("figures")
     assert (code, ran) == (0, {"01"}) and "changed: lrp/deep.py" in output, "a module's importers, also indirect"
 
-    (toy.root / "figures/02_line.png").unlink()
+    picture = toy.root / "figures/02_line.png"
+    picture.write_bytes(picture.read_bytes()[:-20])
     code, ran, output = toy.make("figures")
-    assert (code, ran) == (0, {"02"}) and "02_line.png is missing" in output
+    assert (code, ran) == (0, {"02"}) and "02_line.png is missing or cut short" in output
+    assert picture.read_bytes().endswith(b"IEND\xaeB`\x82")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "<<<<<<< HEAD\n{}\n=======\n{}\n>>>>>>> other\n"])
+def test_numbers_that_cannot_be_read_stop_the_build_before_a_notebook_runs(toy, text):
+    """Runs after the story above, so the notebooks are fresh and are forced."""
+    numbers = toy.root / "figures/numbers.json"
+    now = numbers.read_text()
+    numbers.write_text(text)
+    code, ran, output = toy.make("01", "FORCE=1")
+    merged = toy.run("lrp.build.gallery", "merge")
+    assert numbers.read_text() == text, "what a merge of git left is not overwritten"
+    numbers.write_text(now)
+    assert code != 0 and ran == set() and "Traceback" not in output
+    for said in (output, merged.stderr):
+        assert "figures/numbers.json is no sound JSON" in said and "git checkout HEAD -- figures/numbers.json" in said
+    assert merged.returncode == 2
+    assert toy.make("01")[:2] == (0, set()), "what was fresh still is"
 
 
 def test_check_names_what_is_not_reproduced(toy):
@@ -187,6 +211,8 @@ def test_an_interrupted_run_is_not_fresh(toy, number):
         _, errors = process.communicate()
     assert process.returncode != 0, errors
     assert not (toy.root / "build/quick/02_second.key").exists()
+    state = toy.run("lrp.build.runs", "status").stdout.splitlines()[2]
+    assert re.search(r"02_second +stopped .* stopped before its end$", state), state
     if number != signal.SIGKILL:
         assert "interrupted" in errors and "FAILED" not in errors
     kernel, patience = int(pid.read_text()), time.monotonic() + 300  # the kernel goes too, instead of sleeping on
@@ -204,15 +230,12 @@ def alive(pid: int) -> bool:
 
 
 def test_parameters_must_be_known(toy):
-    run = [sys.executable, "-m", "lrp.build.runs", "run", "01"]
-    result = subprocess.run(
-        [*run, "-p", "SEEDD=3"], cwd=toy.root, env=toy.environment(), capture_output=True, text=True
-    )
+    result = toy.run("lrp.build.runs", "run", "01", "-p", "SEEDD=3")
     assert result.returncode == 2 and "no parameter SEEDD" in result.stderr
     bare = json.loads((toy.root / "notebooks/01_first.ipynb").read_text())
     bare["cells"][0]["metadata"] = {}
     toy.write("notebooks/03_bare.ipynb", json.dumps(bare))
-    result = subprocess.run([*run[:-1], "03"], cwd=toy.root, env=toy.environment(), capture_output=True, text=True)
+    result = toy.run("lrp.build.runs", "run", "03")
     (toy.root / "notebooks/03_bare.ipynb").unlink()
     assert result.returncode == 2 and "needs one" in result.stderr
 
@@ -228,13 +251,7 @@ def test_keys_follow_every_kind_of_import(toy):
     toy.write("lrp/inner/__init__.py", "")
     toy.write("lrp/inner/g.py", "from ..a import thing\n")
     toy.write("notebooks/04_imports.ipynb", notebook(("code", "%matplotlib inline\nfrom lrp.a import thing")))
-    result = subprocess.run(
-        [sys.executable, "-m", "lrp.build.runs", "why", "04"],
-        cwd=toy.root,
-        env=toy.environment(),
-        capture_output=True,
-        text=True,
-    )
+    result = toy.run("lrp.build.runs", "why", "04")
     (toy.root / "notebooks/04_imports.ipynb").unlink()
     named = {word for word in result.stdout.split() if word.startswith("lrp/")}
     assert named == {f"lrp/{name}.py" for name in ("__init__", "moved", *"abcdef", "inner/__init__", "inner/g")}

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lrp.build import lint as notebook_lint
 from lrp.build import runs as notebooks
 from lrp.build.keys import BuildError
+from lrp.teach.records import is_picture
 
 REAL = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 PARAMETERS = "SEED: int = 0  # seed\nDEVICE: str = 'cpu'  # device\nPROFILE: str = 'quick'  # quick or full"
@@ -122,6 +124,35 @@ def test_threads_share_the_cores(monkeypatch):
     ):
         monkeypatch.setenv("MAKEFLAGS", flags)
         assert notebooks.threads() == expected, flags
+
+
+@pytest.mark.parametrize(
+    ("left", "reason"),
+    [
+        ((), "not run yet"),
+        ((".ipynb",), "stopped before its end"),  # a later run was killed
+        ((".part.ipynb",), "stopped before its end"),  # the first one was
+        ((".ipynb", ".failed.ipynb"), "failed last time"),
+    ],
+)
+def test_what_a_run_left_says_how_it_ended(tmp_path, monkeypatch, left, reason):
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    build = notebooks.Build("quick", {})
+    build.folder.mkdir(parents=True)
+    for suffix in left:
+        (build.folder / f"01_first{suffix}").touch()
+    assert build.stale(tmp_path / "notebooks/01_first.ipynb") == reason
+
+
+def test_a_picture_is_whole_or_missing(tmp_path):
+    path = tmp_path / "a.png"
+    assert not is_picture(path)
+    Image.new("RGB", (3, 2)).save(path)
+    whole = path.read_bytes()
+    assert is_picture(path)
+    for cut in (whole[:-1], whole[1:], whole[: len(whole) // 2], b""):
+        path.write_bytes(cut)
+        assert not is_picture(path)
 
 
 def test_an_unknown_notebook_is_named():

@@ -19,7 +19,8 @@ import torch
 
 from lrp.build import gallery
 from lrp.build.lint import dead_links
-from lrp.build.scorecard_page import page, row
+from lrp.build.pages import row
+from lrp.build.pages import scorecard as page
 from lrp.evaluate.metrics import Interval, interval
 from lrp.teach import figures, records, scorecard
 from lrp.teach.scorecard import NOT_DECIDED, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, claim, untestable
@@ -206,6 +207,7 @@ def test_a_write_that_fails_leaves_the_record_whole(run, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         claim("02_b", "B is less.", BELOW, expected="below")
     assert run.read_text() == before
+    assert [path.name for path in run.parent.glob("*.part")] == []
 
 
 def test_a_claim_in_words():

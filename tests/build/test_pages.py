@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrp.build import contents
+from lrp.build import pages
 from lrp.build.keys import BuildError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ def repository(tmp_path):
     (tmp_path / "README.md").write_text(f"# Name\n\n{tables}\n\nkept\n")
 
     def run(*arguments):
-        command = [sys.executable, "-m", "lrp.build.contents", *arguments]
+        command = [sys.executable, "-m", "lrp.build.pages", *arguments]
         return subprocess.run(
             command, cwd=ROOT, env=os.environ | {"LRP_ROOT": str(tmp_path)}, capture_output=True, text=True, timeout=60
         )
@@ -98,4 +98,4 @@ def test_a_notebook_that_does_not_say_how_long_it_runs_is_an_error(repository):
 
 def test_a_text_without_its_comments_is_an_error():
     with pytest.raises(BuildError, match=r"README\.md lacks the comments <!-- x -->"):
-        contents.put("nothing here", "x", "new", "README.md")
+        pages.put("nothing here", "x", "new", "README.md")
