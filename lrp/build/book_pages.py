@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..teach.records import is_picture
 from .keys import ROOT, BuildError, notebooks, parse
-from .lint import SAVES
+from .lint import calls, given
 from .pages import judging_cell
 
 MARKDOWN = {  # file of the repository: its page
@@ -231,15 +231,8 @@ def same_shape(shown: str | None, name: str) -> bool:
 
 def saved(source: str, record: dict) -> list[tuple[str, dict]]:
     """Return (name, record) of the figures that the run of a cell saved, in order."""
-    calls = [n for n in ast.walk(parse(source)) if isinstance(n, ast.Call) and ast.unparse(n.func) in SAVES]
-    calls.sort(key=lambda call: call.lineno)
-    names = [
-        word.value
-        for call in calls
-        for word in [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "name")]
-        if isinstance(word, ast.Constant)
-    ]
-    return [(name, record[name]) for name in names if name in record]
+    names = [given(call, 1, "name") for call in calls(parse(source), "save")]
+    return [(n.value, record[n.value]) for n in names if isinstance(n, ast.Constant) and n.value in record]
 
 
 def folding(tags: list[str], source: str) -> dict:

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..teach.records import is_picture, write
-from .keys import ROOT, BuildError, figures_folder, notebooks, read
+from .keys import ROOT, BuildError, alone, figures_folder, notebooks, read
 from .pages import scorecard
 
 PROFILES = ("quick", "full")
@@ -135,17 +135,6 @@ def committed(path: Path) -> dict:
     return read(path)
 
 
-@contextlib.contextmanager
-def one_at_a_time(folder: Path):
-    """Let parallel merges follow each other."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "merge.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 class Gallery:
     """The figures folder of one profile and the records of its runs."""
 
@@ -234,7 +223,7 @@ def rewrite(path: Path, text: str | None) -> None:
 def merge(here: Gallery, since: float | None) -> int:
     """Merge, print what is wrong and a closing line; return the exit status."""
     folder = os.path.relpath(here.figures, ROOT)
-    with one_at_a_time(ROOT / "build"):  # the profiles share the scorecard
+    with alone("merge"):  # the profiles share the scorecard
         complaints = here.merge()
     for line in complaints:
         print(f"{folder}: {line}", file=sys.stderr)

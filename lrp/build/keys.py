@@ -8,11 +8,13 @@ Standard library only, so `make` reads keys in milliseconds.
 """
 
 import ast
+import contextlib
 import hashlib
 import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -57,6 +59,18 @@ def figures_folder(profile: str, build: str) -> Path:
     return ROOT / "figures" / ("full" if profile == "full" else "")
 
 
+@contextlib.contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Hold a lock in `build`: what needs it in parallel jobs runs one after the other."""
+    import fcntl
+
+    path = ROOT / "build" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 # --- reading notebooks --------------------------------------------------------------------------------------
 
 
@@ -97,11 +111,13 @@ def parameters(notebook: Path) -> set[str]:
     cells = [cell for cell in code_cells(notebook) if "parameters" in cell["tags"]]
     if len(cells) != 1:
         raise BuildError(f"{notebook.name} has {len(cells)} cells tagged 'parameters', and needs one")
-    names = set()
-    for node in parse(cells[0]["source"]).body:
-        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
-        names |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return names
+    return set().union(*map(assigned, parse(cells[0]["source"]).body))
+
+
+def assigned(statement: ast.stmt) -> set[str]:
+    """Return the names that an assignment gives; none for another statement."""
+    targets = [statement.target] if isinstance(statement, ast.AnnAssign) else getattr(statement, "targets", [])
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 # --- keys ---------------------------------------------------------------------------------------------------

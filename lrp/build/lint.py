@@ -7,14 +7,13 @@ Standard library only; run it by `python -m lrp.build.lint [NOTEBOOK...]`.
 """
 
 import ast
-import json
 import re
 import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .keys import notebooks, parse
+from .keys import assigned, notebooks, parse, read
 
 REQUIRED = ("SEED", "DEVICE", "PROFILE")
 FORBIDDEN = {  # pattern in code: what to do instead
@@ -34,7 +33,7 @@ class Notebook:
 
     def __init__(self, path: Path):
         self.path, self.number = path, path.stem[:2]
-        self.raw = json.loads(path.read_text(encoding="utf-8"))
+        self.raw = read(path)
         self.cells = self.raw["cells"]
         self.source = ["".join(cell["source"]) for cell in self.cells]
         self.code = [i for i, cell in enumerate(self.cells) if cell["cell_type"] == "code"]
@@ -80,14 +79,13 @@ def parameters_cell(notebook: Notebook) -> Iterator[str]:
         yield f"needs exactly one cell tagged 'parameters', before any other code (tagged: {tagged})"
         return
     index = tagged[0]
-    lines, names = notebook.source[index].splitlines(), set()
-    for node in notebook.trees[index].body:
-        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
-        names |= {target.id for target in targets if isinstance(target, ast.Name)}
-        if not targets or not is_literal(node.value):
+    lines, body = notebook.source[index].splitlines(), notebook.trees[index].body
+    for node in body:
+        if not assigned(node) or not is_literal(node.value):
             yield f"cell {index}, line {node.lineno}: parameters are literals; derive values in the next cell"
         elif not re.search(r"\s#\s*\S", lines[node.end_lineno - 1]):
             yield f"cell {index}, line {node.lineno}: say in a comment what the parameter does"
+    names = set().union(*map(assigned, body))
     if missing := [name for name in REQUIRED if name not in names]:
         yield f"cell {index}: parameters lack {', '.join(missing)}"
 
@@ -100,25 +98,34 @@ def is_literal(node: ast.expr | None) -> bool:
     return True
 
 
+def calls(tree: ast.AST, name: str) -> list[ast.Call]:
+    """Return the calls of a function of lrp.teach.figures, by one of its three names, in order."""
+    names = (name, f"figures.{name}", f"lrp.teach.figures.{name}")
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in names]
+    return sorted(found, key=lambda call: call.lineno)
+
+
+def given(call: ast.Call, position: int, name: str) -> ast.expr | None:
+    """Return what a call gives for a parameter, by position or by name."""
+    named = (keyword.value for keyword in call.keywords if keyword.arg == name)
+    return call.args[position] if len(call.args) > position else next(named, None)
+
+
 def figures(notebook: Notebook) -> Iterator[str]:
     """Saved figures carry the notebook's number and an alt text, and a text reads them."""
     for i, tree in notebook.trees.items():
-        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in SAVES]
-        for call in calls:
-            given = {keyword.arg: keyword.value for keyword in call.keywords}
-            name = call.args[1] if len(call.args) > 1 else given.get("name")
+        saves = calls(tree, "save")
+        for call in saves:
+            name = given(call, 1, "name")
             if not isinstance(name, ast.Constant):
                 yield f"cell {i}: the name of a figure is a literal, so that it can be found"
                 continue
             if not str(name.value).startswith(f"{notebook.number}_"):
                 yield f"cell {i}: figure {name.value!r} must start with {notebook.number}_"
-            if len(call.args) < 4 and "alt" not in given:
+            if given(call, 3, "alt") is None:
                 yield f"cell {i}: figure {name.value!r} has no alt text: say what one sees"
-        if calls and i + 1 not in notebook.markdown:
+        if saves and i + 1 not in notebook.markdown:
             yield f"cell {i}: saves a figure, and no Markdown after it reads the figure"
-
-
-SAVES = ("save", "figures.save", "lrp.teach.figures.save")
 
 
 def forbidden(notebook: Notebook) -> Iterator[str]:
@@ -128,8 +135,7 @@ def forbidden(notebook: Notebook) -> Iterator[str]:
             for pattern, advice in FORBIDDEN.items():
                 if re.search(pattern, line):
                     yield f"cell {i}, line {number}: {advice} ({line.strip()[:60]})"
-    calls = [n for tree in notebook.trees.values() for n in ast.walk(tree) if isinstance(n, ast.Call)]
-    count = sum(ast.unparse(call.func) in ("setup", "figures.setup", "lrp.teach.figures.setup") for call in calls)
+    count = sum(len(calls(tree, "setup")) for tree in notebook.trees.values())
     if count != 1:
         yield f"calls lrp.teach.figures.setup {count} times, and must call it once"
 

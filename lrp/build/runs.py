@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from ..teach.records import is_picture, write
-from .keys import ROOT, BuildError, figures_folder, find, key, notebooks, parameters, read
+from .keys import ROOT, BuildError, alone, figures_folder, find, key, notebooks, parameters, read
 
 CELL_SECONDS = 600  # a cell of the quick profile that takes longer is stuck
 FAILED, STOPPED, NEVER = "failed last time", "stopped before its end", "not run yet"
@@ -134,19 +134,6 @@ def environment(build: Build, notebook: Path) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-@contextlib.contextmanager
-def alone(device: str):
-    """Hold the accelerator while a run uses it: parallel jobs take turns on it."""
-    if not device.startswith(("cuda", "mps")):
-        yield
-        return
-    import fcntl
-
-    with open(ROOT / "build" / "device.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def run(build: Build, notebook: Path, force: bool = False) -> bool:
     """Run a notebook if it is stale; return whether it is fresh now. Raises BuildError for bad parameters."""
     everything = notebooks()
@@ -169,7 +156,9 @@ def run(build: Build, notebook: Path, force: bool = False) -> bool:
     in_place = sys.stderr.isatty() and "-j" not in os.environ.get("MAKEFLAGS", "")
     part, failed = build.file(notebook, ".part.ipynb"), build.file(notebook, ".failed.ipynb")
     try:
-        with alone(str(build.overrides.get("DEVICE", ""))), Progress(label, in_place) as progress:
+        accelerated = str(build.overrides.get("DEVICE", "")).startswith(("cuda", "mps"))
+        turn = alone("device") if accelerated else contextlib.nullcontext()  # parallel jobs take turns on it
+        with turn, Progress(label, in_place) as progress:
             execute(build, notebook, part, progress)
     except Exception as error:  # whatever stops a run is reported the same way
         report(label, error)
