@@ -55,9 +55,9 @@ def repository() -> str:
 
 
 def settings(address: str) -> dict:
-    """Return what Sphinx is told; buttons that lead to GitHub, Colab and Binder only with an address there."""
+    """Return Sphinx's settings; buttons lead to GitHub, Colab and Binder only where an address on GitHub is known."""
     theme = {"show_toc_level": 2, "use_download_button": False, "home_page_in_toc": True}
-    theme["footer_content_items"] = ["last-updated.html"]  # not the author, which Sphinx would have to be told
+    theme["footer_content_items"] = ["last-updated.html"]  # the default has an author too, and no author is set
     if address:
         theme |= {"repository_url": address, "repository_branch": "main"}
         theme |= {"use_repository_button": True, "use_issues_button": True}
@@ -198,7 +198,7 @@ def lay_out(files: dict[str, bytes], folder: Path) -> bool:
 
 
 def build(folder: Path) -> bool:
-    """Run Sphinx on the source; return whether it had nothing to complain of."""
+    """Run Sphinx on the source; return whether it found no fault."""
     from sphinx.cmd.build import build_main
 
     quiet = [] if sys.stderr.isatty() else ["-q"]
@@ -217,10 +217,10 @@ def make(folder: Path) -> bool:
         return True
     stamp.unlink(missing_ok=True)
     if lay_out(files, folder / "source"):
-        remove(folder / "doctrees", folder / "html")  # Sphinx leaves the pages of what is gone
+        remove(folder / "doctrees", folder / "html")  # Sphinx keeps pages whose source is gone
     print(f"{len(files)} files of source; Sphinx reads what changed (all of it: about a minute)", flush=True)
     if not build(folder):
-        remove(folder / "doctrees")  # so that the next run says it again: Sphinx warns only where it reads
+        remove(folder / "doctrees")  # Sphinx warns only of pages that it reads: the next run reads all
         return False
     figures = sum(content.count(b"{figure} /") for content in files.values())
     took = time.monotonic() - start

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..teach.records import is_picture
-from .keys import ROOT, BuildError, notebooks, parse
+from .keys import ROOT, BuildError, notebooks, parse, read
 from .lint import calls, given
 from .pages import judging_cell
 
@@ -146,11 +146,10 @@ class Pages:
         executed = ROOT / "build" / "quick" / Path(name).name
         if not executed.exists():
             raise BuildError(f"{name} has not run: run `make figures` first")
-        ran = json.loads(executed.read_text(encoding="utf-8"))
-        record = json.loads(executed.with_suffix(".json").read_text(encoding="utf-8"))["figures"]
+        ran, record = read(executed), read(executed.with_suffix(".json"))["figures"]
         by_id = {cell["id"]: cell for cell in ran["cells"] if cell["cell_type"] == "code"}
         cells, judging = [], judging_cell(ROOT / name)
-        for cell in json.loads((ROOT / name).read_text(encoding="utf-8"))["cells"]:
+        for cell in read(ROOT / name)["cells"]:
             source, tags = "".join(cell["source"]), cell["metadata"].get("tags", [])
             if cell["cell_type"] != "code":
                 source = NAVIGATION.sub("", source)  # pages have their own
@@ -185,21 +184,19 @@ class Pages:
                 data = output.get("data", {})
                 if twin := next((each for each in left if same_shape(data.get("image/png"), each[0])), None):
                     left.remove(twin)
-                    made.append(markdown_output(self.saved_figure(*twin)))
+                    made.append(self.saved_figure(*twin))
                 elif WIDGET in data and "image/png" not in data:
-                    bar = BAR.search("".join(data.get("text/plain", "")))
-                    still = {"text/html": data["text/html"]} if "text/html" in data and not bar else {}
-                    made += [{"output_type": "display_data", "data": still, "metadata": {}}] if still else []
-                    made += [] if bar else [markdown_output(NO_WIDGET)]
+                    made += without_widget(data)
                 else:
                     data = {mime: content for mime, content in data.items() if mime != WIDGET}
                     made.append(output | ({"data": data, "metadata": {}} if data else {}))
-        return made + [markdown_output(self.saved_figure(*each)) for each in left]
+        return made + [self.saved_figure(*each) for each in left]
 
-    def saved_figure(self, name: str, record: dict) -> str:
+    def saved_figure(self, name: str, record: dict) -> dict:
+        """Return the output for a figure that a notebook saved, and note that a page shows its picture."""
         picture = saved_picture(name)
         self.pictures.add(picture)
-        return figure(picture, record["alt"], record["caption"], label("fig", name))
+        return display({"text/markdown": figure(picture, record["alt"], record["caption"], label("fig", name))})
 
 
 def inside(target: str, name: str) -> str:
@@ -264,5 +261,13 @@ def tidy(text: str, errors: bool) -> str:
     return re.sub(r"\S*/(site-packages/|(?=lrp/[\w/]+\.py\b))", "", text).replace(f"{ROOT}{os.sep}", "")
 
 
-def markdown_output(text: str) -> dict:
-    return {"output_type": "display_data", "data": {"text/markdown": text}, "metadata": {}}
+def without_widget(data: dict) -> list[dict]:
+    """Return what stands in place of a widget: its still picture and a note, or nothing for a progress bar."""
+    if BAR.search("".join(data.get("text/plain", ""))):
+        return []
+    still = [display({"text/html": data["text/html"]})] if "text/html" in data else []
+    return [*still, display({"text/markdown": NO_WIDGET})]
+
+
+def display(data: dict) -> dict:
+    return {"output_type": "display_data", "data": data, "metadata": {}}

@@ -65,7 +65,7 @@ def run(*command: str | Path) -> None:
 
 
 def create(prefix: Path) -> None:
-    """Make an empty virtual environment, over whatever is left of an unfinished or broken one."""
+    """Make an empty virtual environment; what an unfinished or broken one left is removed first."""
     print(
         f"[env] new virtual environment {prefix.name} with Python {sys.version.split()[0]} (a few seconds)",
         flush=True,

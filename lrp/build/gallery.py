@@ -76,7 +76,7 @@ def keep_claims(old: dict, new: dict) -> dict:
         before, numbers = old.get(name), record["numbers"]
         keeps = before is not None and all(before[key] == record[key] for key in ("verdict", "expected", "zero"))
         kept = keep_reproduced({name: before["numbers"]} if keeps else {}, {name: numbers})[name]
-        if keeps and kept != before["numbers"]:  # one interval is of one run
+        if keeps and kept != before["numbers"]:  # all numbers of an interval come from one run
             kept = {key: rounded(number) for key, number in numbers.items()}
         merged[name] = {**record, "numbers": kept}
     return merged
@@ -126,7 +126,7 @@ def gallery(records: dict, profile: str) -> str:
 
 
 def committed(path: Path) -> dict:
-    """Return numbers.json as git's last commit has it; outside git, as it lies there."""
+    """Return the object in a file as git's last commit has it; outside git, as the file is now."""
     with contextlib.suppress(OSError, ValueError):  # no git, or a folder outside the repository
         command = ["git", "-C", str(ROOT), "show", f"HEAD:./{path.relative_to(ROOT).as_posix()}"]
         result = subprocess.run(command, capture_output=True, text=True)
@@ -143,7 +143,7 @@ class Gallery:
         self.figures = figures_folder(profile, build)
         self.numbers, self.claims = self.figures / "numbers.json", self.figures / "claims.json"
         self.folders = {name: figures_folder(name, build) for name in PROFILES}
-        if len(set(self.folders.values())) == 1:  # a folder of this run alone
+        if len(set(self.folders.values())) == 1:  # a smoke run has a folder of its own for all profiles
             self.folders = {profile: self.figures}
 
     def records(self, kind: str = "figures") -> dict:

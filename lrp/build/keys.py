@@ -98,7 +98,7 @@ def code_cells(notebook: Path) -> list[dict]:
 
 
 def parse(source: str) -> ast.Module:
-    """Parse the Python of a cell without its magics; unreadable code is empty (running it will tell)."""
+    """Parse the Python of a cell without its magics. Code with an error counts as empty: the run shows the error."""
     lines = ["pass" if re.match(r"\s*[%!]", line) else line for line in source.splitlines()]
     try:
         return ast.parse("\n".join(lines))

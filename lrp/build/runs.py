@@ -98,9 +98,7 @@ class Progress:
 
 def say(text: str, stream=None) -> None:
     """Print in one piece, so that the lines of parallel jobs do not mix."""
-    stream = stream or sys.stdout
-    stream.write(f"{text}\n")
-    stream.flush()
+    print(f"{text}\n", end="", file=stream, flush=True)
 
 
 def threads() -> int:
@@ -219,24 +217,35 @@ def literal(text: str):
         return text
 
 
-def status(build: Build) -> None:
+def status(build: Build, chosen: list[Path]) -> int:
     """Print one line per notebook: state, seconds and number of figures of its last run."""
     print(f"{'notebook':32} {'state':8} {'seconds':>7} {'figures':>7}")
-    for notebook in notebooks():
+    for notebook in chosen:
         record, reason = build.record(notebook), build.stale(notebook)
         state = {None: "fresh", FAILED: "failed", STOPPED: "stopped", NEVER: "never"}.get(reason, "stale")
         numbers = f"{record.get('seconds', '-'):>7} {len(record['figures']):>7}"
         print(f"{notebook.stem:32} {state:8} {numbers}  {reason or ''}")
+    return 0
 
 
-def why(build: Build, notebook: Path) -> None:
+def why(build: Build, chosen: list[Path]) -> int:
     """Print the difference between the key of the last run and the present one."""
-    stored = build.file(notebook, ".key")
-    old = stored.read_text(encoding="utf-8") if stored.exists() else ""
-    new = key(notebook, build.overrides)
-    print(f"{notebook.stem}: {build.stale(notebook) or 'fresh'}")
-    lines = list(difflib.unified_diff(old.split("\n"), new.split("\n"), "last run", "now", lineterm="", n=0))
-    print("\n".join(lines) if lines else new, end="\n" if lines else "")
+    for notebook in chosen:
+        stored = build.file(notebook, ".key")
+        old = stored.read_text(encoding="utf-8") if stored.exists() else ""
+        new = key(notebook, build.overrides)
+        print(f"{notebook.stem}: {build.stale(notebook) or 'fresh'}")
+        lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), "last run", "now", lineterm="", n=0))
+        print("\n".join(lines or new.splitlines()))
+    return 0
+
+
+def fresh(build: Build, chosen: list[Path]) -> int:
+    """Name what is not fresh; return 1 if there is any."""
+    stale = {notebook.stem: reason for notebook in chosen if (reason := build.stale(notebook))}
+    for name, reason in stale.items():
+        print(f"{name}: {reason}; run `make figures` first", file=sys.stderr)
+    return int(bool(stale))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -253,19 +262,9 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # make passes it on: stop as for Ctrl-C
     try:
         chosen = [find(name) for name in options.notebook] or notebooks()
-        if options.command == "status":
-            status(build)
-            return 0
-        if options.command == "why":
-            for notebook in chosen:
-                why(build, notebook)
-            return 0
-        if options.command == "fresh":
-            stale = {notebook.stem: reason for notebook in chosen if (reason := build.stale(notebook))}
-            for name, reason in stale.items():
-                print(f"{name}: {reason}; run `make figures` first", file=sys.stderr)
-            return int(bool(stale))
-        return int(not all([run(build, notebook, options.force) for notebook in chosen]))
+        if options.command == "run":
+            return int(not all([run(build, notebook, options.force) for notebook in chosen]))
+        return {"status": status, "why": why, "fresh": fresh}[options.command](build, chosen)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
