@@ -134,17 +134,9 @@ def imported(tree: ast.Module, home: str = "") -> set[Path]:
             above = parts[: len(parts) - node.level + 1] if node.level else []
             base = ".".join(filter(None, [*above, node.module]))
             names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    files: set[Path] = set()
-    for name in names:
-        head, *parts = name.split(".")
-        if head != "lrp":
-            continue
-        place = ROOT / "lrp"
-        files.add(place / "__init__.py")  # importing a module runs all packages above it
-        for part in parts:
-            place /= part
-            files |= {place / "__init__.py", place.with_suffix(".py")}
-    return {file for file in files if file.is_file()}
+    paths = (name.split(".") for name in names if name.split(".")[0] == "lrp")
+    places = {ROOT.joinpath(*path[:i]) for path in paths for i in range(1, len(path) + 1)}  # the packages above run too
+    return {file for place in places for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()}
 
 
 def package(file: Path) -> str:
