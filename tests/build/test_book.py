@@ -1,165 +1,29 @@
 """The book made of a small repository: pages, links, captions, solutions, and no host but the disk."""
 
-import ast
 import base64
-import io
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from browser import chromium
-from docutils import nodes
-from docutils.core import publish_doctree
-from PIL import Image
-from sphinx.ext.napoleon import Config, GoogleDocstring
+from built_site import faults
+from toy_book import lay_out, make, page, png, shown
 
 from lrp.build import book, book_pages
 from lrp.build.keys import BuildError
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = (
-    *("moved.py", "build/__init__.py", "build/book.py", "build/book.css", "build/book_pages.py"),
-    *("build/keys.py", "build/lint.py", "build/pages.py"),
-    *("teach/__init__.py", "teach/records.py", "teach/scorecard.py"),
-)
-BAR = "\rwork:  43%|████▎     | 53/124 [00:05<00:06, 10.55it/s]"
-WARNED = (
-    "/var/ipykernel_12/345.py:2: UserWarning: mind the gap\n  warn()\n/elsewhere/lrp/tiny.py:3: UserWarning: mind\n"
-)
-WIDGET = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "interactive(children=())"}
-DOCUMENTED = '''"""Tiny: `|R|`, `*args` and `x_` are `code`, a|b is text.
-
-Its sum::
-
-    z = sum of x_i
-"""
-
-from typing import NamedTuple
-
-
-def double(x: float) -> float:
-    r"""Twice the value of `x`.
-
-    .. math:: y = 2 |x_i|
-
-    Raises nothing.
-    """
-    return 2 * x
-
-
-class Pair(NamedTuple):
-    """Two of them."""
-
-    first: float
-    second: float
-'''
-README = """# Toy
-
-See [the first](notebooks/01_first.ipynb), [`tiny`](lrp/tiny.py), [figures](figures/README.md), [licence](LICENSE).
-[![badge](https://example.org/badge.svg)](https://example.org/there)
-
-```python
-a = b[0](c)
-```
-"""
-
-
-def png(size: tuple[int, int] = (40, 20)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, "red").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def code(name: str, source: str, *outputs: dict, tags: tuple = ()) -> dict:
-    return {
-        **{"cell_type": "code", "id": name, "metadata": {"tags": list(tags)}, "source": source},
-        **{"outputs": list(outputs), "execution_count": None},
-    }
-
-
-def stream(text: str) -> dict:
-    return {"output_type": "stream", "name": "stderr", "text": text}
-
-
-def shown(**data) -> dict:
-    return {"output_type": "display_data", "metadata": {}, "data": data}
-
-
-def notebook(*cells: dict) -> str:
-    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
-    return json.dumps({"cells": list(cells), "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
-
-
-def prose(name: str, text: str, *tags: str) -> dict:
-    return {"cell_type": "markdown", "id": name, "metadata": {"tags": list(tags)}, "source": text}
-
-
-def executed(title: str = "# 1 · Stale title") -> str:
-    picture = shown(**{"image/png": base64.b64encode(png()).decode(), "text/plain": "<Figure>"})
-    table = "<table class='dataframe'><tr>" + "<td>0.123456789</td>" * 40 + "</tr></table>"
-    wide = shown(**{"text/html": table, "text/plain": "table"})
-    return notebook(
-        prose("t", title),
-        code("p", "SEED: int = 0  # seed", tags=("parameters",)),
-        code("f", 'save(fig, "01_red", caption="It is red: $x_1$.")', stream(BAR), stream(WARNED), wide, picture),
-        code("w", "explore()", shown(**WIDGET)),
-        code("l", "\n".join(f"long_{i} = {i}" for i in range(30))),
-        code("s", "6 * 7", shown(**{"text/plain": "42"}), tags=("solution",)),
-        prose("m", "Because **six** sevens are $42$.", "solution"),
-    )
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
     """A small repository with the real code of the book, its notebook run; the book is made once."""
     root = tmp_path_factory.mktemp("toy")
-    for folder in ("lrp/build", "lrp/teach", "notebooks", "figures", "build/quick"):
-        (root / folder).mkdir(parents=True)
-    for name in COPIED:
-        shutil.copy(ROOT / "lrp" / name, root / "lrp" / name)
-    (root / "lrp/__init__.py").write_text("from . import tiny\n")
-    (root / "lrp/tiny.py").write_text(DOCUMENTED)
-    (root / "README.md").write_text(README)
-    (root / "LICENSE").write_text("Free.")
-    text = json.loads(
-        executed(
-            "# 1 · Fresh title\n\n![red](../figures/01_red.png)\n\nBack to [the start](../README.md).\n\n## A part"
-        )
-    )
-    for cell in text["cells"]:
-        cell |= {"outputs": []} if cell["cell_type"] == "code" else {}
-    (root / "notebooks/01_first.ipynb").write_text(json.dumps(text))
-    (root / "build/quick/01_first.ipynb").write_text(executed())
-    record = {"figures": {"01_red": {"caption": "It is red: $x_1$.", "alt": "A red: field", "numbers": {}}}}
-    (root / "build/quick/01_first.json").write_text(json.dumps(record))
-    (root / "figures/01_red.png").write_bytes(png())
-    gallery = "# Figures\n\n## [01_first](../notebooks/01_first.ipynb)\n\n![A red: field](01_red.png)\n\n"
-    (root / "figures/README.md").write_text(gallery + "**01_red.** It is red: $x_1$.\n")
-    (root / "figures/scorecard.md").write_text(
-        "# Scorecard\n\n| claim | in |\n|---|---|\n| red | [01_red](01_red.png) |\n"
-    )
+    lay_out(root)
     code, output = make(root)
     assert code == 0, output
     return root
-
-
-def make(root: Path) -> tuple[int, str]:
-    gone = ("LRP_ROOT", "GITHUB_REPOSITORY")
-    environment = {name: value for name, value in os.environ.items() if name not in gone}
-    command = [sys.executable, "-m", "lrp.build.book"]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
-
-
-def page(toy: Path, name: str) -> str:
-    return (toy / "build/book/html" / name).read_text(encoding="utf-8")
 
 
 def test_a_notebook_is_its_fresh_prose_with_its_outputs(toy):
@@ -207,118 +71,14 @@ def test_docstrings_are_read_as_they_stand(toy):
     assert 'href="api/tiny.html"' in listed and 'href="api/teach.records.html"' in listed and "build" not in listed
 
 
-@pytest.mark.parametrize(
-    "file", sorted((ROOT / "lrp").glob("*/*.py")), ids=lambda file: f"{file.parent.name}/{file.stem}"
-)
-def test_docstrings_of_the_package_are_restructured_text(file):
-    """Sphinx reads them without a complaint, and as they are meant: blocks that are set in are code."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (said := ast.get_docstring(node)):
-            what = {"Module": "module", "ClassDef": "class"}.get(type(node).__name__, "function")
-            assert complaints(said, what) == [], getattr(node, "name", "module")
-
-
-def complaints(docstring: str, what: str = "function") -> list[str]:
-    """Return what docutils says of a docstring, and blocks that are set in without `::`."""
-    warnings = io.StringIO()
-    text = str(GoogleDocstring(docstring, Config(napoleon_use_param=False, napoleon_use_ivar=True), what=what))
-    tree = publish_doctree(
-        f".. default-role:: code\n\n{text}", settings_overrides={"warning_stream": warnings, "report_level": 2}
-    )
-    found = re.findall(r"\((?:WARNING|ERROR|SEVERE)/\d\) (.*)", warnings.getvalue())
-    return found + [f"a block without `::`: {block.astext()[:40]}" for block in tree.findall(nodes.block_quote)]
-
-
-@pytest.mark.parametrize(
-    ("docstring", "complaint"),
-    [
-        ("Sum of |R|.", 'Undefined substitution referenced: "R"'),
-        ("Of *args.", "Inline emphasis start-string"),
-        ("Twice `x`s value.", "Inline interpreted text"),
-        ("Its sum:\n\n    z = 1", "a block without `::`: z = 1"),
-    ],
-)
-def test_a_docstring_that_sphinx_would_misread_is_found(docstring, complaint):
-    assert [line[: len(complaint)] for line in complaints(docstring)] == [complaint]
-    assert complaints("Sum of `|R|`, `*args`:\n\n* of `x`::\n\n    z = 1\n\nReturns:\n    `z`.\n") == []
-
-
 def test_what_did_not_change_is_not_made_again(toy):
     before = (toy / "build/book/html/index.html").stat().st_mtime_ns
     assert make(toy) == (0, "build/book/html/index.html: up to date\n")
     assert (toy / "build/book/html/index.html").stat().st_mtime_ns == before
 
 
-LOADED = {"img": "src", "script": "src", "iframe": "src", "source": "src", "embed": "src", "link": "href"}
-
-
-class Read(HTMLParser):
-    """What a page says: its anchors, its references as (address, whether a browser loads it), faults of pictures."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.anchors, self.references, self.faults = set(), [], []
-        text = path.read_text(encoding="utf-8")
-        styles = text if path.suffix == ".css" else "".join(re.findall(r"<style.*?</style>", text, flags=re.DOTALL))
-        urls = re.findall(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""", styles)
-        self.references += [(url, True) for url in urls]
-        if path.suffix == ".html":
-            self.feed(text)
-
-    def handle_starttag(self, tag: str, attributes: list) -> None:
-        given = dict(attributes)
-        self.anchors |= {given.get("id"), given.get("name")}
-        loaded = [
-            given.get(LOADED.get(tag)),
-            *(part.split()[0] for part in (given.get("srcset") or "").split(",") if part),
-        ]
-        self.references += [(address, True) for address in loaded if address is not None]
-        if tag == "a" and "href" in given:
-            self.references.append((given["href"], False))
-        if tag == "img" and not (given.get("alt") or "").strip():
-            self.faults.append(f"picture {given['src']} has no description")
-
-
-def faults(site: Path) -> list[str]:
-    """Return what is wrong with a site: dead links and anchors, silent pictures, what it loads from outside."""
-    files = [path for path in site.rglob("*") if path.suffix in (".html", ".css")]
-    pages = {path: Read(path) for path in files if path.suffix == ".css" or "_static" not in path.parts}
-    found = []
-    for path, read in pages.items():
-        found += read.faults
-        for address, loaded in read.references:
-            parts = urlsplit(address)
-            there = Path(os.path.normpath(path.parent / unquote(parts.path))) if parts.path else path
-            if parts.scheme or parts.netloc:
-                found += [f"loads {address} from outside"] if loaded and parts.scheme != "data" else []
-            elif site not in there.parents or not there.is_file():
-                found.append(f"dead link {address}")
-            elif parts.fragment and there in pages and unquote(parts.fragment) not in pages[there].anchors:
-                found.append(f"no such anchor: {address}")
-    return found
-
-
 def test_the_site_is_sound(toy):
     assert faults(toy / "build/book/html") == []
-
-
-def test_a_site_that_is_not_sound_is_found(tmp_path):
-    (tmp_path / "a.html").write_text(
-        '<a href="b.html">x</a><a href="#no">x</a><a href="c.html#yes">x</a><a href="c.html#no">x</a>'
-        '<img src="gone.png" alt="x"><img src="c.html"><script src="https://example.org/x.js"></script>'
-        '<a href="https://example.org/">x</a><a href="http//x">x</a><a href="../up.html">x</a>'
-        '<img src="c.html" srcset="//example.org/y.png 2x" alt="x"><style>@import "//example.org/z.css";</style>'
-    )
-    (tmp_path / "c.html").write_text('<p id="yes">')
-    (tmp_path / "d.css").write_text(
-        'b { background: url("https://example.org/x.png") } i { background: url(gone.woff) }'
-    )
-    assert sorted(faults(tmp_path)) == [
-        *("dead link ../up.html", "dead link b.html", "dead link gone.png", "dead link gone.woff", "dead link http//x"),
-        *("loads //example.org/y.png from outside", "loads //example.org/z.css from outside"),
-        *("loads https://example.org/x.js from outside", "loads https://example.org/x.png from outside"),
-        *("no such anchor: #no", "no such anchor: c.html#no", "picture c.html has no description"),
-    ]
 
 
 @pytest.mark.parametrize(
