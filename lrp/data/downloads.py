@@ -2,8 +2,8 @@
 `make data` runs.
 
 What there is stands in `data/manifest.toml`, and any classifier of torchvision can be asked for by its name.
-A file first grows as `NAME.part`, taken up again where the last attempt broke off; only when its size and
-SHA-256 are right does it get its name under `data/raw`. So what has its name is whole. What fails takes one
+A file first grows as `NAME.part`, taken up again where the last attempt broke off; it gets its name under
+`data/raw` only when its size and SHA-256 are right. So a file with its final name is whole. A failure takes one
 line and does not stop the rest.
 """
 
@@ -11,13 +11,10 @@ import argparse
 import http.client
 import os
 import shutil
-import socket
 import sys
-import tarfile
 import tomllib
 import urllib.error
 import urllib.request
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,16 +27,16 @@ from .datasets import DATA
 MANIFEST, RAW = DATA / "manifest.toml", DATA / "raw"
 TIMEOUT = 30  # seconds without a byte
 ATTEMPTS = 3
-BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, socket.timeout)
+BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
 @dataclass(frozen=True)
 class Item:
     """One file of the manifest: where it comes from, what it must be, and where it goes below `data/raw`.
 
-    `bytes` is its exact size, 0 where only `megabytes` (2**20 bytes, rounded to 3 digits) is known; `sha256`
-    is the whole hash or its beginning. Of a file that `grows`, as its owner appends a month each month, neither can be
-    known: it is whole when as much came as the server announced, and it is never pieced together from two days.
+    `bytes` is its exact size, 0 where only `megabytes` (2**20 bytes, rounded to 3 digits) is known; `sha256` is the
+    whole hash or its beginning. A file that `grows` gets new months from its owner, so its size and hash are not known:
+    it is whole when as much came as the server announced, and parts of two calls are never put together.
     """
 
     name: str
@@ -99,18 +96,12 @@ def item(name):
 
     try:
         weights = torchvision_weights(name)
-        file = Path(weights.url).name
     except ValueError:
         near = ", ".join([*known, *(m for m in list_models() if name.lower()[:4] in m)][:20])
         raise DataError(f"nothing is called {name!r}; there are {near} and the classifiers of torchvision") from None
-    return Item(
-        name,
-        weights.url,
-        f"weights/{file}",
-        Path(file).stem.rsplit("-", 1)[-1],
-        megabytes=weights.meta["_file_size"],
-        license="BSD-3-Clause (torchvision)",
-    )
+    file, size, license = Path(weights.url), weights.meta["_file_size"], "BSD-3-Clause (torchvision)"
+    sha256 = file.stem.rsplit("-", 1)[-1]
+    return Item(name, weights.url, f"weights/{file.name}", sha256, megabytes=size, license=license)
 
 
 def fetch(item, folder=None):
@@ -186,40 +177,6 @@ def _receive(item, part, start):
     return total is None or part.stat().st_size >= total
 
 
-def extract(archive, folder):
-    """Unpack a tar or zip archive into the folder, which appears when all of it is there; returns the folder.
-
-    Raises DataError for a member that would land outside, for links that lead out, and for what is no
-    archive.
-    """
-    archive, folder = Path(archive), Path(folder)
-    scratch = folder.with_name(folder.name + ".part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as file:
-                for name in file.namelist():
-                    if not (scratch / name).resolve().is_relative_to(scratch.resolve()):
-                        raise DataError(f"{archive}: member {name!r} would be written outside {folder}: not unpacked")
-                file.extractall(scratch)
-        else:
-            with tarfile.open(archive) as file:
-                file.extractall(scratch, filter="data")
-        if folder.exists():
-            raise DataError(f"{folder} is there already: delete it to unpack {archive.name} again")
-        os.replace(scratch, folder)
-    except tarfile.FilterError as error:
-        raise DataError(f"{archive}: {error}: not unpacked") from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(
-            f"{archive} is not a whole tar or zip archive ({error}): delete it and run `make data`"
-        ) from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
-
-
 def check(item, folder=None):
     """Say whether an item is here: `whole`, `missing`, `half`, or what is wrong with it."""
     target = Path(folder or RAW) / item.path
@@ -231,13 +188,10 @@ def check(item, folder=None):
 def main(arguments=None):
     """Fetch or check what is named, by default the whole manifest; returns 1 when something failed."""
     parser = argparse.ArgumentParser(
-        prog="python -m lrp.data.downloads", description="Fetch pretrained weights into data/raw."
+        "python -m lrp.data.downloads", description="Fetch weights and data into data/raw."
     )
-    parser.add_argument(
-        "names",
-        nargs="*",
-        help="names of the manifest or of torchvision's classifiers; default: the manifest",
-    )
+    names = "names of the manifest or of torchvision's classifiers; default: the manifest"
+    parser.add_argument("names", nargs="*", help=names)
     parser.add_argument("--check", action="store_true", help="only say what is here and whole")
     parser.add_argument("--list", action="store_true", help="only list what there is, with sizes and licenses")
     options = parser.parse_args(arguments)

@@ -133,23 +133,8 @@ def enso_like(
     * `field` (time, lat, lon) float32, degC, NaN on `land` (some boxes); the grid is "pacific" (30 x 84 cells of 2
       degrees), "global" (89 x 180) or a field whose lat and lon to take;
     * `hidden` (time,), the index i, `tongue` (lat, lon), the pattern g;
-    * `box` (lat, lon): the index' weights c, 1 / K in the K cells of the Nino 3.4 box, else 0;
-    * `index` (time,), the target: :math:`y_t = (m_t - \mu) / \sigma, m_t = \sum_p c_p x_{tp}`, with mu and sigma those
-      of m over all months; `label` is +1, -1 or 0 as it lies beyond +-0.5;
-    * `truth` (time, lat, lon): :math:`c_p x_{tp} / \sigma`, 0 on land; `offset` = -mu / sigma, so that
-      :math:`y_t = \sum_p truth_{tp} + offset` exactly;
-    * `regions` (region, lat, lon) bool: where the distractors are.
-
-    Why this is the truth: the target is computed from the field by this sum and from nothing else, a change d of cell
-    p changes it by c_p d / sigma whatever the other cells are, and no cell outside the box changes it. So each cell's
-    contribution is its own term: no rule has to share anything. It is not the only way to predict the target: cells
-    of the tongue outside the box tell i, too, and a network may read them; a map that shows them is right about that
-    network, and `tongue` says where they are.
-
-    Distractors, each `strength` degC (standard deviation, or value) in a box of 12 x 24 degrees: "independent" swings
-    on its own with memory 0.9 and says nothing (its correlation with i and with m is 0, exactly); "noise" follows what
-    the box mean has beyond i, so it helps to predict the target without being part of it; "constant" is a bright
-    square, the same in all months.
+    * `box`, `index`, `label`, `truth` and `offset`: the target and its parts, see `answer`;
+    * `regions` (region, lat, lon) bool: where the distractors are, see `distract`; each has `strength` degC.
 
     Deviation: landthayen2023fact describes no such data; ours. Raises DataError for unknown grids and distractors,
     n < 2, and grids that miss the box or a distractor's region.
@@ -162,38 +147,68 @@ def enso_like(
     g = tongue(lat, lon)
     rngs = [np.random.default_rng([seed, part]) for part in range(4)]  # a change of one part leaves the others alone
     hidden = autoregressive(n, rngs[0])
-    x = hidden[:, None, None] * g + smooth * smooth_noise(n, g.shape, rngs[1])
+    noise = smooth * smooth_noise(n, g.shape, rngs[1])
+    x = hidden[:, None, None] * g + noise
     x += white * rngs[2].standard_normal(x.shape)
-    months = np.datetime64("1970-01") + np.arange(n)
+    field = _on_a_map(x, lat, lon, land)
+    beyond = np.tensordot(x - hidden[:, None, None] * g, geospatial.box_weights(field).values, 2)
+    swing = _unlike(autoregressive(n, rngs[3]), hidden, beyond)
+    regions = distract(field, distractors, {"independent": swing, "noise": beyond / (beyond.std() or 1)}, strength)
+    parts = {"field": field, "hidden": ("time", hidden), "tongue": (("lat", "lon"), g)}
+    options = {"seed": seed, "smooth": smooth, "white": white, "strength": strength}
+    return xr.Dataset(parts | answer(field) | {"regions": regions}, attrs=options)
+
+
+def _on_a_map(x: np.ndarray, lat: np.ndarray, lon: np.ndarray, land: bool) -> xr.DataArray:
+    """Values (time, lat, lon) as a field of months from 1970 on, NaN on land."""
+    ground = _boxes(LAND, lat, lon) & land
+    months = np.datetime64("1970-01") + np.arange(len(x))
     coords = {"time": months.astype("datetime64[ns]"), "lat": lat, "lon": lon}
-    ground = _boxes(LAND, lat, lon) if land else np.zeros(g.shape, bool)
     attrs = {"units": "degC", "long_name": "synthetic sea surface temperature anomaly"}
-    data = xr.DataArray(np.where(ground, np.nan, x).astype(np.float32), coords, ("time", "lat", "lon"), "field", attrs)
-    c = geospatial.box_weights(data)
-    beyond = np.tensordot(x - hidden[:, None, None] * g, c.values, 2)
-    own = {"independent": _unlike(autoregressive(n, rngs[3]), hidden, beyond), "noise": beyond / (beyond.std() or 1)}
-    regions = np.array([_region(name, lat, lon) for name in distractors], bool).reshape(-1, *g.shape)
-    for name, region in zip(distractors, regions, strict=True):
-        data.values[:, region] += (strength * own.get(name, np.ones(n)))[:, None].astype(np.float32)
-    mean = geospatial.nino34(data)
+    return xr.DataArray(np.where(ground, np.nan, x).astype(np.float32), coords, list(coords), "field", attrs)
+
+
+def distract(field: xr.DataArray, names: tuple[str, ...], series: dict, strength: float) -> xr.DataArray:
+    """Add distractors to the field, in place, each in a box of 12 x 24 degrees; returns the boxes (region, lat, lon).
+
+    Each has `strength` degC (standard deviation, or value). "independent" swings on its own with memory 0.9 and says
+    nothing: its correlation with i and with the mean over the index' box is 0, exactly. "noise" follows what this
+    mean has beyond i, so it helps to predict the target without being part of it. "constant" is a bright square, the
+    same in all months. `series` has the first two, (time,) and standardised. Raises DataError for a grid that misses
+    a box.
+    """
+    lat, lon = field.lat.values, field.lon.values
+    regions = np.array([_region(name, lat, lon) for name in names], bool).reshape(-1, len(lat), len(lon))
+    for name, region in zip(names, regions, strict=True):
+        field.values[:, region] += (strength * series.get(name, np.ones(len(field))))[:, None].astype(np.float32)
+    return xr.DataArray(regions, {"region": np.array(names, dtype="U12")}, ("region", "lat", "lon"))
+
+
+def answer(field: xr.DataArray) -> dict[str, object]:
+    r"""The target of a field, the standardised Nino 3.4 index, and what each cell contributes to it, exactly.
+
+    * `box` (lat, lon): the weights c of the index, 1 / K in the K cells of the Nino 3.4 box, else 0;
+    * `index` (time,), the target: :math:`y_t = (m_t - \mu) / \sigma, m_t = \sum_p c_p x_{tp}`, with mu and sigma those
+      of m over all months; `label` is +1, -1 or 0 as it lies beyond +-0.5;
+    * `truth` (time, lat, lon): :math:`c_p x_{tp} / \sigma`, 0 on land; `offset` = -mu / sigma, so that
+      :math:`y_t = \sum_p truth_{tp} + offset` exactly.
+
+    Why this is the truth: the target is computed from the field by this sum and from nothing else, a change d of cell
+    p changes it by c_p d / sigma whatever the other cells are, and no cell outside the box changes it. So each cell's
+    contribution is its own term: no rule has to share anything. It is not the only way to predict the target: cells
+    of the tongue outside the box tell i, too, and a network may read them; a map that shows them is right about that
+    network, and `tongue` says where they are.
+    """
+    c, mean = geospatial.box_weights(field), geospatial.nino34(field)
     mu, sigma = float(mean.mean()), float(mean.std())
     index = ((mean - mu) / sigma).assign_attrs(units="1", long_name="standardised box mean")
-    plane, whole = ("lat", "lon"), ("time", "lat", "lon")
-    return xr.Dataset(
-        {
-            "field": data,
-            "hidden": ("time", hidden),
-            "tongue": (plane, g),
-            "box": (plane, c.values),
-            "index": index,
-            "label": geospatial.labels(index),
-            "truth": (whole, (c * data.fillna(0).astype("float64") / sigma).transpose(*whole).values),
-            "offset": -mu / sigma,
-            "regions": (("region", *plane), regions),
-        },
-        coords | {"region": np.array(distractors, dtype="U12")},
-        {"seed": seed, "smooth": smooth, "white": white, "strength": strength},
-    )
+    return {
+        "box": (("lat", "lon"), c.values),
+        "index": index,
+        "label": geospatial.labels(index),
+        "truth": (field.dims, (c * field.fillna(0).astype("float64") / sigma).transpose(*field.dims).values),
+        "offset": -mu / sigma,
+    }
 
 
 def _unlike(series, *others) -> np.ndarray:

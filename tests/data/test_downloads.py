@@ -2,18 +2,15 @@
 
 import hashlib
 import http.server
-import io
 import re
 import socket
-import tarfile
 import threading
-import zipfile
 
 import pytest
 import torchvision
 
 from lrp.data import downloads
-from lrp.data.downloads import Item, check, extract, fetch, manifest
+from lrp.data.downloads import Item, check, fetch, manifest
 from lrp.errors import DataError
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
@@ -224,55 +221,3 @@ def test_a_bad_manifest_entry_is_named(tmp_path, entry):
     (tmp_path / "m.toml").write_text(f"[[file]]\n{entry}\n")
     with pytest.raises(DataError, match="entry x"):
         manifest(tmp_path / "m.toml")
-
-
-def make_tar(path, *members):
-    with tarfile.open(path, "w:gz") as file:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            if content is None:
-                info.type, info.linkname = tarfile.SYMTYPE, "/etc"
-            else:
-                info.size = len(content)
-            file.addfile(info, io.BytesIO(content or b""))
-
-
-def make_zip(path, *members):
-    with zipfile.ZipFile(path, "w") as file:
-        for name, content in members:
-            file.writestr(name, content)
-
-
-@pytest.mark.parametrize("make", [make_tar, make_zip])
-def test_an_archive_is_unpacked_whole(tmp_path, make):
-    make(tmp_path / "a", ("one.txt", b"1"), ("sub/two.txt", b"2"))
-    folder = extract(tmp_path / "a", tmp_path / "out")
-    assert files(folder) == ["one.txt", "two.txt"] and (folder / "sub" / "two.txt").read_bytes() == b"2"
-    with pytest.raises(DataError, match="is there already"):
-        extract(tmp_path / "a", tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("make", "name", "content"),
-    [
-        (make_tar, "../evil.txt", b"x"),
-        (make_tar, "sub/../../evil.txt", b"x"),
-        (make_tar, "link", None),
-        (make_zip, "../evil.txt", b"x"),
-        (make_zip, "/evil.txt", b"x"),
-        (make_zip, "sub/../../evil.txt", b"x"),
-    ],
-)
-def test_an_archive_never_writes_outside_its_folder(tmp_path, make, name, content):
-    make(tmp_path / "a", ("fine.txt", b"1"), (name, content))
-    with pytest.raises(DataError, match="not unpacked"):
-        extract(tmp_path / "a", tmp_path / "deep" / "out")
-    assert files(tmp_path) == ["a"]
-
-
-def test_a_cut_archive_leaves_nothing(tmp_path):
-    make_tar(tmp_path / "whole", ("one.bin", bytes(range(256)) * 999))
-    (tmp_path / "a").write_bytes((tmp_path / "whole").read_bytes()[:-40])
-    with pytest.raises(DataError, match="is not a whole tar or zip archive"):
-        extract(tmp_path / "a", tmp_path / "out")
-    assert files(tmp_path) == ["a", "whole"]
