@@ -7,26 +7,26 @@ import difflib
 import importlib
 import os
 import sys
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
-import torchvision
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from ..data import models
-from ..data.datasets import CIFAR10_CLASSES, Normalizer, imagenet_classes
+from ..data.normalizer import Normalizer
 from ..errors import DataError, LRPError
 
 WIDE = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # modes of PIL with 16 bits per pixel
-WITH_TRAINING_HEADS = ("googlenet", "inception_v3")
+WEIGHTS = (
+    "it is to be a .safetensors file, or what torch.save(model.state_dict(), path) writes; whole models are refused, "
+    "since they can hold code"
+)
 
 
 class OptionError(LRPError):
@@ -42,23 +42,19 @@ def network(name: str, weights: str | None = None, device: str = "cpu") -> nn.Mo
     `weights` is a state dict (.pth, .safetensors) to load instead of those that the name finds. Raises OptionError
     for an unknown name, DataError for weights that are missing, unreadable or do not fit.
     """
-    if ":" in name:
-        model = _from_code(name)
-        if weights is not None:
-            _fill(model, read_weights(weights), weights, name)
-        return model.eval().to(device)
-    known = [*models.SCENE_NETWORKS, *models.CIFAR, "bvlc_googlenet", "bvlc_googlenet_rgb", *classifiers()]
-    if name not in known:
+    own = _from_code(name) if ":" in name else None
+    known = [*models.BUILT, *models.classifiers()]
+    if own is None and name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0.4) or known[:6])
         raise OptionError(f"no network is called {name!r}; near it: {near}. Your own one is package:function")
     if weights is None:
-        return models.load(name, device)
-    return _with_weights(name, read_weights(weights), weights).eval().to(device)
-
-
-def classifiers() -> list[str]:
-    """torchvision's classifiers, by name."""
-    return torchvision.models.list_models(module=torchvision.models)
+        return models.load(name, device) if own is None else own.eval().to(device)
+    state, complaint = models.read_state(weights, WEIGHTS), f"the weights in {weights} do not fit {name}"
+    if own is not None:
+        return models.fill(own, state, complaint).to(device)
+    if name in models.BUILT and name not in models.SCENE_NETWORKS:
+        raise OptionError(f"{name} finds its own weights (data/README.md says where): leave out --weights")
+    return models.build(name, state, complaint).to(device)
 
 
 def _from_code(name: str) -> nn.Module:
@@ -68,7 +64,7 @@ def _from_code(name: str) -> nn.Module:
     try:
         made = getattr(importlib.import_module(module), attribute)
         made = made if isinstance(made, nn.Module) else made()
-    except Exception as error:  # whatever someone else's code raises
+    except Exception as error:  # someone else's code can raise anything
         raise OptionError(
             f"{name} cannot be called ({type(error).__name__}: {error}): it is to be module:function, where "
             "`function()` gives the network and the module can be imported from here"
@@ -76,59 +72,6 @@ def _from_code(name: str) -> nn.Module:
     if not isinstance(made, nn.Module) or not list(made.parameters()):
         raise OptionError(f"{name}() gives a {type(made).__name__}, not a torch.nn.Module with weights")
     return made
-
-
-def _with_weights(name: str, state: Mapping[str, Tensor], path: str) -> nn.Module:
-    """A network of this name with the weights of a file, and with as many classes as they have."""
-    if name in models.SCENE_NETWORKS:
-        model = models.untrained(name)
-    elif name in classifiers():
-        options = {"aux_logits": False, "init_weights": False} if name in WITH_TRAINING_HEADS else {}
-        with torch.device("meta"):
-            head = list(torchvision.models.get_model(name, weights=None, **options).state_dict())[-1]
-        options |= {"transform_input": True} if options else {}
-        options["num_classes"] = len(state[head]) if head in state and state[head].dim() else 1000
-        with torch.random.fork_rng(devices=[]):
-            model = torchvision.models.get_model(name, weights=None, **options)
-        state = {k: v for k, v in state.items() if not k.startswith(("aux1.", "aux2.", "AuxLogits."))}
-    else:
-        raise OptionError(f"{name} finds its own weights (data/README.md says where): leave out --weights")
-    _fill(model, state, path, name)
-    return model
-
-
-def _fill(model: nn.Module, state: Mapping[str, Tensor], path: str, name: str) -> None:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        problem = textwrap.shorten(str(error).partition(":\n")[2] or str(error), 240)
-        raise DataError(f"the weights in {path} do not fit {name}: {problem}") from None
-
-
-def read_weights(path: str) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file, or in one that torch.save wrote; no code in it is ever run.
-
-    It may lie under `state_dict`, `model_state_dict` or `model`, and DataParallel's prefix `module.` is taken off.
-    Raises DataError.
-    """
-    if not Path(path).is_file():
-        raise DataError(f"there are no weights at {path}: is the path right?")
-    try:
-        if Path(path).suffix == ".safetensors":
-            found = safetensors.torch.load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a cut or foreign file fails in many ways
-        raise DataError(
-            f"{path} cannot be read as weights ({type(error).__name__}): it is to be a .safetensors file, or what "
-            "torch.save(model.state_dict(), path) writes; whole models are refused, since they can hold code"
-        ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise DataError(f"{path} holds no state dict: write one by torch.save(model.state_dict(), path)")
-    return {key.removeprefix("module."): value for key, value in found.items()}
 
 
 def device(name: str) -> torch.device:
@@ -157,13 +100,7 @@ def class_names(model: str, count: int, file: str | None = None) -> list[str]:
         if len(names) != count:
             raise OptionError(f"--classes {file} has {len(names)} lines, {model} has {count} classes: one line each")
         return names
-    if model in models.SCENE_NETWORKS and count == 10:
-        return [str(k) for k in range(10)]
-    if model in models.CIFAR:
-        return list(CIFAR10_CLASSES)
-    if ":" not in model and count == len(imagenet_classes()):
-        return list(imagenet_classes())
-    return [f"class {k}" for k in range(count)]
+    return models.class_names(model, count)
 
 
 def find_class(text: str, names: Sequence[str]) -> int:
@@ -203,13 +140,11 @@ class Preparation:
     @classmethod
     def of(cls, model: str, size: int | None, mean: tuple | None, std: tuple | None) -> "Preparation":
         """What torchvision does for the weights of this name; `size`, `mean` and `std` come first where given."""
-        if model in classifiers():
+        crop, normalizer = models.side(model), models.normalizer(model)
+        resize, interpolation = crop, InterpolationMode.BILINEAR
+        if model in models.classifiers():
             usual = models.torchvision_weights(model).transforms()
-            crop, resize = usual.crop_size[0], usual.resize_size[0]
-            normalizer, interpolation = Normalizer(tuple(usual.mean), tuple(usual.std)), usual.interpolation
-        else:
-            crop = resize = models.side(model)
-            normalizer, interpolation = models.normalizer(model), InterpolationMode.BILINEAR
+            resize, interpolation = usual.resize_size[0], usual.interpolation
         if mean is not None:
             normalizer = Normalizer(mean, std, order=tuple(range(len(mean))))
         if isinstance(normalizer.mean, Tensor) and size not in (None, crop):

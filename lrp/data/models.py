@@ -7,7 +7,9 @@ the digit in a scene of `lrp.data.datasets` and are committed.
 
 import hashlib
 import json
-from functools import partial
+import textwrap
+from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,6 @@ from .datasets import CAFFE, CIFAR10_CLASSES, DATA, IMAGENET, SCENE, SCENE_255, 
 from .networks import BVLCGoogLeNet, CaffeCIFAR10Full, CIFARResNet, SceneLRN, SceneResNet, SceneVGG
 
 CHECKPOINTS = DATA / "checkpoints"
-
-
 SCENE_NETWORKS = {"scene_vgg": SceneVGG, "scene_resnet": SceneResNet, "scene_lrn": SceneLRN}
 
 
@@ -42,29 +42,38 @@ def untrained(name, seed=0):
     return model
 
 
-# ---------------------------------------------------------------- loading
+# ---------------------------------------------------------------- what is known by name
 
-_CLASSICS = {
+CIFAR = ("caffe_cifar10_full", "cifar_resnet20", "cifar_resnet32")  # networks that know the classes of CIFAR-10
+BUILT = SCENE_NETWORKS | {  # networks that are built here, and not by torchvision
     "bvlc_googlenet": BVLCGoogLeNet,
     "bvlc_googlenet_rgb": BVLCGoogLeNet,
     "caffe_cifar10_full": CaffeCIFAR10Full,
     "cifar_resnet20": partial(CIFARResNet, 3),
     "cifar_resnet32": partial(CIFARResNet, 5),
 }
-CIFAR = ("caffe_cifar10_full", "cifar_resnet20", "cifar_resnet32")  # networks that know the classes of CIFAR-10
-_FOUND = {  # weights in other people's archives, under LRP_DATA
-    "squeezenet1_1": ("weights/imagenet/squeezenet1_1_tvnorm.pth",),
-    "mobilenet_v2": ("weights/imagenet/mobilenet_v2_coral_tvnorm.pth",),
-    "bvlc_googlenet": ("weights/imagenet/bvlc_googlenet_caffe.pth",),
-    "bvlc_googlenet_rgb": (
-        "weights/imagenet/bvlc_googlenet_caffe.pth",
-        "weights/imagenet/bvlc_googlenet_conv1_tvnorm_overlay.pth",
-    ),
-    "caffe_cifar10_full": ("weights/cifar10/caffe_cifar10_full_70000.pth",),
-    "cifar_resnet20": ("weights/cifar10/resnet20-12fca82f.th",),
-    "cifar_resnet32": ("weights/cifar10/resnet32-d509ac18.th",),
+_FOUND = {  # weights in other people's archives, under LRP_DATA in `weights`
+    "squeezenet1_1": ["imagenet/squeezenet1_1_tvnorm.pth"],
+    "mobilenet_v2": ["imagenet/mobilenet_v2_coral_tvnorm.pth"],
+    "bvlc_googlenet": ["imagenet/bvlc_googlenet_caffe.pth"],
+    "bvlc_googlenet_rgb": ["imagenet/bvlc_googlenet_caffe.pth", "imagenet/bvlc_googlenet_conv1_tvnorm_overlay.pth"],
+    "caffe_cifar10_full": ["cifar10/caffe_cifar10_full_70000.pth"],
+    "cifar_resnet20": ["cifar10/resnet20-12fca82f.th"],
+    "cifar_resnet32": ["cifar10/resnet32-d509ac18.th"],
 }
 _FIX = "set LRP_DATA to the folder that has it: see data/README.md"
+
+
+@cache
+def classifiers():
+    """torchvision's classifiers, by name."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def torchvision_weights(name):
+    """torchvision's description of a classifier's original ImageNet weights: `.url`, `.meta`."""
+    choices = torchvision.models.get_model_weights(name)
+    return getattr(choices, "IMAGENET1K_V1", None) or choices.DEFAULT
 
 
 def normalizer(name):
@@ -75,7 +84,7 @@ def normalizer(name):
     if name == "caffe_cifar10_full":  # 0..255 minus the mean image
         mean = np.load(find("weights/cifar10/cifar10_train_mean_hwc_rgb.npy", fix=_FIX))
         return Normalizer(torch.from_numpy(mean).permute(2, 0, 1) / 255, (1 / 255,) * 3)
-    if name in torchvision.models.list_models(module=torchvision.models):
+    if name in classifiers():
         usual = torchvision_weights(name).transforms()  # nearly all IMAGENET; EfficientNetV2-L has its own
         return Normalizer(tuple(usual.mean), tuple(usual.std))
     others = {"scene_lrn": SCENE_255, "bvlc_googlenet": CAFFE}
@@ -84,9 +93,27 @@ def normalizer(name):
 
 def side(name):
     """How many pixels high and wide the images are that a network is tested on."""
-    if name in torchvision.models.list_models(module=torchvision.models):
+    if name in classifiers():
         return torchvision_weights(name).transforms().crop_size[0]
     return 32 if name in ("scene_lrn", *CIFAR) else 64 if name in SCENE_NETWORKS else 224
+
+
+def class_names(name, count):
+    """What the outputs of a network stand for: digits, classes of CIFAR-10 or of ImageNet, else "class 0" and so on."""
+    known = ()
+    if name in SCENE_NETWORKS:
+        known = [str(k) for k in range(10)]
+    elif name in BUILT or name in classifiers():
+        known = CIFAR10_CLASSES if name in CIFAR else imagenet_classes()
+    return list(known) if len(known) == count else [f"class {k}" for k in range(count)]
+
+
+def class_name(name, logits):
+    """What a network's first output (N, K) says in words: a digit, or a class of CIFAR-10 or ImageNet."""
+    return class_names(name, logits.shape[1])[int(logits[0].argmax())]
+
+
+# ---------------------------------------------------------------- loading
 
 
 def load(name, device="cpu", dtype=None):
@@ -96,20 +123,55 @@ def load(name, device="cpu", dtype=None):
     `bvlc_googlenet` takes Caffe's input (BGR), `bvlc_googlenet_rgb` the usual one of torchvision: see
     `normalizer`. Raises DataError naming the file and the way to get it.
     """
+    if name not in BUILT and name not in classifiers():
+        raise DataError(
+            f"no network is called {name!r}: there are {', '.join([*SCENE_NETWORKS, *_FOUND])} "
+            "and the classifiers of torchvision.models"
+        )
+    if name in SCENE_NETWORKS:
+        state = _checkpoint(name)
+    else:
+        fix, state = f"delete it and run `python -m lrp.data.downloads {name}`", {}
+        for path in _weights(name):
+            state |= read_state(path, fix)
+    model = build(name, state, f"the weights found for {name} belong to another network")
+    return model.to(device=device, dtype=dtype)
+
+
+def build(name, state, complaint):
+    """The network of this name with the weights in a state dict, in eval mode.
+
+    A classifier of torchvision gets as many classes as the weights have, and no heads that only training uses.
+    Raises DataError, which begins with `complaint`, for weights that do not fit.
+    """
     with torch.random.fork_rng(devices=[]):  # building draws random numbers: the user's stay as they were
-        model, state = _scene_network(name) if name in SCENE_NETWORKS else _pretrained(name)
+        model = BUILT[name]() if name in BUILT else _classifier(name, state)
+    training = ("aux1.", "aux2.", "AuxLogits.")
+    return fill(model, {key: value for key, value in state.items() if not key.startswith(training)}, complaint)
+
+
+def _classifier(name, state):
+    """torchvision's classifier of this name with fresh weights, and as many classes as the state dict has."""
+    options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with torch.device("meta"):
+        head = list(torchvision.models.get_model(name, weights=None, **options).state_dict())[-1]
+    options |= {"transform_input": True} if options else {}
+    classes = len(state[head]) if head in state and state[head].dim() else 1000
+    return torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+
+
+def fill(model, state, complaint):
+    """The model with these weights, in eval mode; DataError, which begins with `complaint`, where they do not fit."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise DataError(f"the weights found for {name} belong to another network: {error}") from None
-    for auxiliary in ("aux1", "aux2", "AuxLogits"):  # heads that only training uses
-        if getattr(model, auxiliary, None) is not None:
-            setattr(model, auxiliary, None)
-            model.aux_logits = False
-    return model.eval().to(device=device, dtype=dtype)
+        problem = textwrap.shorten(str(error).partition(":\n")[2] or str(error), 240)
+        raise DataError(f"{complaint}: {problem}") from None
+    return model.eval()
 
 
-def _scene_network(name):
+def _checkpoint(name):
+    """The state dict of a scene network, if it is the one that the index describes."""
     path, entry = CHECKPOINTS / f"{name}.safetensors", index().get(name)
     if entry is None or not path.exists():
         raise DataError(f"no checkpoint of {name} in {CHECKPOINTS}: run `make train`")
@@ -119,48 +181,42 @@ def _scene_network(name):
             f"{path} is not the file that {CHECKPOINTS / 'index.json'} describes: restore both from git, "
             "or run `make train`"
         )
-    return SCENE_NETWORKS[name](), safetensors.torch.load(data)
-
-
-def _pretrained(name):
-    if name in _CLASSICS:
-        model = _CLASSICS[name]()
-    elif name in torchvision.models.list_models(module=torchvision.models):
-        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        options |= {"transform_input": True} if options else {}
-        model = torchvision.models.get_model(name, weights=None, **options)
-    else:
-        raise DataError(
-            f"no network is called {name!r}: there are {', '.join([*SCENE_NETWORKS, *_FOUND])} "
-            "and the classifiers of torchvision.models"
-        )
-    state = {}
-    for path in _weights(name):
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            state |= {key.removeprefix("module."): value for key, value in found.get("state_dict", found).items()}
-        except Exception as error:  # a cut or foreign file fails in many ways
-            raise DataError(
-                f"{path} cannot be read as weights of {name} ({type(error).__name__}): "
-                f"delete it and run `python -m lrp.data.downloads {name}`"
-            ) from error
-    return model, state
+    return safetensors.torch.load(data)
 
 
 def _weights(name):
+    """The files with the weights of a network: those of an archive where they are, else torchvision's."""
     try:
-        return [find(path, fix=_FIX) for path in _FOUND[name]]
+        return [find(f"weights/{path}", fix=_FIX) for path in _FOUND[name]]
     except (KeyError, DataError):
-        if name in _CLASSICS:
+        if name in BUILT:
             raise
     file = Path(torchvision_weights(name).url).name
     return [find(f"weights/{file}", fix=f"run `python -m lrp.data.downloads {name}`")]
 
 
-def torchvision_weights(name):
-    """torchvision's description of a classifier's original ImageNet weights: `.url`, `.meta`."""
-    choices = torchvision.models.get_model_weights(name)
-    return getattr(choices, "IMAGENET1K_V1", None) or choices.DEFAULT
+def read_state(path, fix):
+    """The state dict in a .safetensors file, or in one that torch.save wrote; no code in it is ever run.
+
+    It may lie under `state_dict`, `model_state_dict` or `model`, and DataParallel's prefix `module.` is taken off.
+    Raises DataError for a file that is missing or holds no state dict; where it cannot be read, `fix` ends the message.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"there are no weights at {path}: is the path right?")
+    try:
+        if path.suffix == ".safetensors":
+            found = safetensors.torch.load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a cut or foreign file fails in many ways
+        raise DataError(f"{path} cannot be read as weights ({type(error).__name__}): {fix}") from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise DataError(f"{path} holds no state dict: write one by torch.save(model.state_dict(), path)")
+    return {key.removeprefix("module."): value for key, value in found.items()}
 
 
 def index():
@@ -215,11 +271,3 @@ def found(names, device="cpu"):
             yield name, load(name, device)
         except DataError as error:
             print(f"skipped {name}: {error}")
-
-
-def class_name(name, logits):
-    """What a network's first output (N, K) says in words: a digit, or a class of CIFAR-10 or ImageNet."""
-    k = int(logits[0].argmax())
-    if name in SCENE_NETWORKS:
-        return str(k)
-    return (CIFAR10_CLASSES if name in CIFAR else imagenet_classes())[k]

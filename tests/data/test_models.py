@@ -157,6 +157,33 @@ def test_googlenet_of_torchvision_loads_without_its_training_heads(monkeypatch, 
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1000) and model.aux1 is None and model.transform_input
 
 
+def test_weights_say_how_many_classes_a_classifier_has():
+    """Also with the heads that only training uses, whose classes are not those of the network."""
+    from torchvision.models import get_model
+
+    state = get_model("googlenet", weights=None, init_weights=False, num_classes=4).state_dict()
+    assert any(key.startswith("aux2.") for key in state)
+    model = models.build("googlenet", state, "no")
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 4) and not model.training
+    assert torch.equal(model.fc.weight, state["fc.weight"])
+    del state["fc.bias"]
+    with pytest.raises(DataError, match=r'^these do not fit: Missing key\(s\) in state_dict: "fc.bias"'):
+        models.build("googlenet", state, "these do not fit")
+
+
+def test_class_names():
+    for name, count, known in (
+        ("scene_lrn", 10, {7: "7"}),
+        ("cifar_resnet20", 10, {0: "airplane", 9: "truck"}),
+        ("bvlc_googlenet", 1000, {340: "zebra"}),
+        ("resnet18", 4, {3: "class 3"}),
+        ("own:net", 1000, {340: "class 340"}),
+    ):
+        names = models.class_names(name, count)
+        assert len(names) == count and {k: names[k] for k in known} == known
+        assert models.class_name(name, torch.eye(count)[[max(known)]]) == names[max(known)]
+
+
 def test_report_is_right_and_leaves_the_model_as_it_was():
     logits = torch.eye(4).repeat(5, 1) * 10
     model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Dropout(0.9)).train()
