@@ -3,14 +3,14 @@
 `python -m lrp explain` makes a `Question` of its options and calls `write_answer` for each picture.
 """
 
-import argparse
 import hashlib
 import io
 import textwrap
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -48,52 +48,63 @@ class Answer:
     notes: list[str]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Question:
-    """A network, its rules and the classes asked for, from the options of the command line.
+    """A network, its rules and the classes asked for, with the names and meanings of the command line's options.
 
     Raises OptionError or another LRPError for what does not exist or does not fit.
     """
 
-    def __init__(self, options: argparse.Namespace):
-        self.options = options
-        self.model = network(options.model, options.weights, device(options.device))
-        self.preparation = Preparation.of(options.model, options.size, options.mean, options.std)
-        self.like = next(self.model.parameters())
-        checks.finite_weights(self.model)
+    model: str
+    weights: str | None = None
+    classes: str | None = None
+    device: str = "cpu"
+    target: Sequence[str] = ()
+    composite: str = "epsilon-gamma-box"
+    contrastive: Literal[1, 2] | None = None
+    bias: Literal["absorb", "exclude"] | None = None
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        self.network = network(self.model, self.weights, device(self.device))
+        self.preparation = Preparation.of(self.model, self.size, self.mean, self.std)
+        self.like = next(self.network.parameters())
+        checks.finite_weights(self.network)
         with torch.no_grad():
-            logits = checks.run(self.model, self._input(torch.zeros(self.preparation.shape)))
-        checks.logits(logits, self.model)
-        self.names = class_names(options.model, logits.shape[1], options.classes)
-        self.targets = [find_class(text, self.names) for text in options.target or []] or [None]
-        if options.contrastive == 1 and len(self.names) == 1:
+            logits = checks.run(self.network, self._input(torch.zeros(self.preparation.shape)))
+        checks.logits(logits, self.network)
+        self.names = class_names(self.model, logits.shape[1], self.classes)
+        self.targets = [find_class(text, self.names) for text in self.target] or [None]
+        if self.contrastive == 1 and len(self.names) == 1:
             raise OptionError("the network has one output, and no other class to contrast with: --contrastive 2 works")
-        self.seed = UnitContrast(options.contrastive, positive=False) if options.contrastive else Logit()
-        self.explainer = LRP(self.model, self._composite())
+        self.seed = UnitContrast(self.contrastive, positive=False) if self.contrastive else Logit()
+        self.explainer = LRP(self.network, self._composite())
         last = [node for node in self.explainer.graph.last if not self.explainer.rules[node].sign_selective]
-        if options.contrastive and last:  # epsilon and gamma divide by every logit, whose sign turns a contrast round
-            self.explainer = LRP(self.model, self._composite(overrides={node.name: ZPlus() for node in last}))
-        self._state = _digest([*self.model.parameters(), *self.model.buffers()])
+        if self.contrastive and last:  # epsilon and gamma divide by every logit, and its sign would invert a contrast
+            self.explainer = LRP(self.network, self._composite(overrides={node.name: ZPlus() for node in last}))
+        self._state = _digest([*self.network.parameters(), *self.network.buffers()])
 
     def _composite(self, **given) -> composites.Composite:
-        name, bias = self.options.composite, self.options.bias
-        given |= {"bias": bias} if bias else {}
-        given |= {"faithful": False} if name == "relevance-splitting" else {}
-        if name in BOXED:
+        given |= {"bias": self.bias} if self.bias else {}
+        given |= {"faithful": False} if self.composite == "relevance-splitting" else {}
+        if self.composite in BOXED:
             given["low"], given["high"] = self.preparation.normalizer.bounds(self.like)
-        return getattr(composites, name.title().replace("-", ""))(**given)
+        return getattr(composites, self.composite.title().replace("-", ""))(**given)
 
     def _input(self, image: Tensor) -> Tensor:
         return self.preparation.normalizer(image.to(self.like))[None]
 
     def __str__(self):
-        contrast = f" contrastive {self.options.contrastive}" if self.options.contrastive else ""
-        bias = f" bias {self.options.bias}" if self.options.bias else ""
-        return f"{self.options.model}, {self.options.composite}{contrast}{bias}; {self.preparation}"
+        contrast = f" contrastive {self.contrastive}" if self.contrastive else ""
+        bias = f" bias {self.bias}" if self.bias else ""
+        return f"{self.model}, {self.composite}{contrast}{bias}; {self.preparation}"
 
     def mark(self, image: Tensor) -> str:
         """Tells this question about this image from any other."""
         question = (__version__, str(self), self.preparation, str(self.explainer.composite), self.targets, self.names)
-        return _digest([image], f"{self._state} {self.model} {question}")
+        return _digest([image], f"{self._state} {self.network} {question}")
 
     def ask(self, image: Tensor) -> Answer:
         """Explain an image (C, H, W) in [0, 1]."""
@@ -105,14 +116,14 @@ class Question:
         rows = {"class": best, "p": [f"{p[k]:.1%}" for k in best], "logit": [f"{logits[k]:+.2f}" for k in best]}
         relevance = e.relevance[:, 0].float().cpu()
         maps = relevance.sum(1)
-        below = [self.names[k] for k in asked if logits[k] < 0 and not self.options.contrastive]
+        below = [self.names[k] for k in asked if logits[k] < 0 and not self.contrastive]
         return Answer(
             image=image,
             relevance=relevance,
-            maps=maps.clamp(min=0) if self.options.contrastive else maps,  # of a contrast, what is left above zero
+            maps=maps.clamp(min=0) if self.contrastive else maps,  # of a contrast, what is left above zero
             titles=[f"{self.names[k]}, {p[k]:.1%}" for k in asked],
             best=pd.DataFrame(rows, index=[self.names[k] for k in best]),
-            ledger=pd.DataFrame([_books(e, t) for t in range(len(asked))], index=[self.names[k] for k in asked]).T,
+            ledger=pd.DataFrame([_amounts(e, t) for t in range(len(asked))], index=[self.names[k] for k in asked]).T,
             notes=[
                 *(str(one.message) for one in caught),
                 *(f"the logit of {name} is negative, and so is the sum of its relevance" for name in below),
@@ -120,35 +131,34 @@ class Question:
         )
 
 
-def _books(e: Explanation, t: int) -> dict[str, str]:
+def _amounts(e: Explanation, t: int) -> dict[str, str]:
     """Where the relevance of one target went, in words."""
-    kept = e.ledger_of(t).rename(columns={"bias": "biases"})[["biases", "stabiliser", "lost"]].sum()
-    amounts = {"seed": float(e.seed[t, 0]), "input": float(e.received[t, 0]), **kept}
+    inside = e.ledger_of(t).rename(columns={"bias": "biases"})[["biases", "stabiliser", "lost"]].sum()
+    amounts = {"seed": float(e.seed[t, 0]), "input": float(e.received[t, 0]), **inside}
     return {part: f"{x:+.4g}" if abs(x) > NEGLIGIBLE * e.magnitude[t, 0] else "0" for part, x in amounts.items()}
 
 
 # ---------------------------------------------------------------- what is written
 
 
-def write_answer(question: Question, file: Path, target: Path) -> Answer | None:
+def write_answer(question: Question, file: Path, target: Path, *, npy=False, force=False) -> Answer | None:
     """Explain the picture in a file and write the result to `target`; None if exactly that is there already.
 
     With `npy`, the map goes beside it. Raises DataError for a picture that cannot be read, and, unless `force` is
     set, rather than overwrite anything else.
     """
-    options, image = question.options, question.preparation.read(file)
-    mark, array = question.mark(image), target.with_suffix(".npy")
-    wanted = [target, array] if options.npy else [target]
+    image, array = question.preparation.read(file), target.with_suffix(".npy")
+    mark, wanted = question.mark(image), [target, array] if npy else [target]
     there = [path for path in wanted if path.exists()]
-    if there and not options.force:
+    if there and not force:
         if _mark(target) != mark:
             raise DataError(f"{there[0]} is there and answers something else: --force overwrites it")
         if there == wanted:
             return None
     answer = question.ask(image)
-    if options.npy:
+    if npy:
         buffer = io.BytesIO()
-        np.save(buffer, answer.relevance[0] if len(answer.relevance) == 1 else answer.relevance)
+        np.save(buffer, answer.relevance.squeeze(0))  # without the axis of targets where there is one target
         write(array, buffer.getvalue())
     buffer = io.BytesIO()
     _figure(question, answer, file.name).savefig(buffer, metadata={"Software": f"lrp {__version__}", "lrp": mark})
@@ -171,13 +181,11 @@ def _figure(question: Question, answer: Answer, name: str) -> Figure:
     best = f"top {len(answer.best)}: " + ", ".join(f"{label} {p}" for label, p in answer.best["p"].items())
     columns = zip(answer.ledger.columns, answer.ledger.T.to_numpy(), strict=True)
     ledger = [f"{of}: {', '.join(map(' '.join, zip(answer.ledger.index, x, strict=True)))}" for of, x in columns]
-    signs = "and not for others" if question.options.contrastive else "blue against it"
+    signs = "and not for others" if question.contrastive else "blue against it"
     scale = f"red speaks for the class, {signs}; full colour from the {SATURATED:.1%} quantile of |relevance| on"
     paragraphs = (best, *ledger, str(question), scale)
     lines = [line for text in paragraphs for line in textwrap.wrap(text, int(20 * width))]
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a reader's own matplotlibrc must not change a figure
-        mpl.style.use(STYLE)
+    with mpl.style.context(STYLE, after_reset=True):  # a reader's own matplotlibrc must not change a figure
         fig = Figure((width, 3 + 0.12 * len(lines)), dpi=mpl.rcParams["savefig.dpi"])
         axes = fig.subplots(1, 1 + len(answer.maps))
         show_image(axes[0], answer.image, _plain(textwrap.shorten(name, 40)))

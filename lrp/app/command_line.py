@@ -1,13 +1,14 @@
 """The command line: `python -m lrp explain photo.jpg` writes the photo beside its heat map.
 
-Options, answers and messages are here, networks and pictures in `from_files`. What is heavy is imported where it
-is needed, so that help does not wait for it.
+Options and messages are here, networks and pictures in `from_files`, the explanation in `answers`. torch is imported
+only when there is something to explain: help and wrong options are answered at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .. import __version__
@@ -39,6 +40,74 @@ examples:
 """
 
 
+def _read_as(read: Callable, fits: Callable, complaint: str) -> Callable:
+    """A type of argparse: what `read` makes of the text, where it `fits`; else the text and the complaint."""
+
+    def value(text: str) -> object:
+        try:
+            if fits(found := read(text)):
+                return found
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} {complaint}")
+
+    return value
+
+
+_contrast = _read_as(int, (1, 2).__contains__, "is neither 1 nor 2 (pictures stand before it, or --contrastive=1)")
+_pixels = _read_as(int, lambda n: n > 0, "is no number of pixels")
+_channels = _read_as(
+    lambda text: tuple(map(float, text.split(","))),
+    lambda numbers: len(numbers) in (1, 3),
+    "is neither one number nor three, as in 0.485,0.456,0.406",
+)
+OPTIONS = {  # group -> option -> what argparse is to know of it; all but the output are fields of `answers.Question`
+    "network": {
+        "--model": {"required": True, "metavar": "NAME"},
+        "--weights": {"metavar": "FILE"},
+        "--classes": {"metavar": "FILE"},
+        "--device": {"default": "cpu"},
+    },
+    "question": {
+        "-t --target": {"action": "append", "default": [], "metavar": "CLASS"},
+        "--composite": {"choices": COMPOSITES, "default": "epsilon-gamma-box", "metavar": "NAME"},
+        "--contrastive": {"type": _contrast, "nargs": "?", "const": 1, "metavar": "1|2"},
+        "--bias": {"choices": ("absorb", "exclude")},
+    },
+    "preparation": {
+        "--size": {"type": _pixels, "metavar": "PIXELS"},
+        "--mean": {"type": _channels, "metavar": "R,G,B"},
+        "--std": {"type": _channels, "metavar": "R,G,B"},
+    },
+    "output": {
+        "-o --output": {"type": Path, "metavar": "PATH"},
+        "--npy": {"action": "store_true"},
+        "--force": {"action": "store_true"},
+    },
+}
+HELP = {
+    "preparation": "The short side is resized, the centre cut out, each channel normalised: as\n"
+    "torchvision does for the network's weights; for your own network to 224 pixels,\n"
+    "with ImageNet's mean and deviation.",
+    "--model": "a classifier of torchvision (resnet50), a small network that comes along (scene_vgg, scene_resnet), or "
+    "package:function in your own code, called without arguments",
+    "--weights": ".pth or .safetensors with a state dict (default: found by the model's name)",
+    "--classes": "names of the classes, one per line",
+    "--device": "cpu (default), cuda or mps",
+    "-t --target": "name or index of the class to explain; repeat it for several (default: the predicted class)",
+    "--composite": "which rule where, see below (default: %(default)s)",
+    "--contrastive": "what speaks for the class and not for all others (1, CLRP1) or not for its own negated weights "
+    "(2, CLRP2), cut at zero; relevance starts as 1, and the last layer takes z+ where its rule is blind to signs",
+    "--bias": "biases keep their share of relevance, or get none (default: the composite's own)",
+    "--size": "height and width of the input",
+    "--mean": "mean of the channels, for images in [0, 1]; one number: grey",
+    "--std": "their standard deviation",
+    "-o --output": "a .png for one picture, else a folder for NAME.lrp.png (default: the current folder)",
+    "--npy": "also save the map with its signs, NAME.lrp.npy: float32 (C, H, W), (T, C, H, W) for T targets",
+    "--force": "compute again, and overwrite whatever is there",
+}
+
+
 def parser() -> argparse.ArgumentParser:
     """All options, with their help."""
     top = argparse.ArgumentParser(PROGRAM, description="Layer-wise Relevance Propagation.")
@@ -52,92 +121,11 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="pictures, or folders with pictures")
-    add = command.add_argument_group("network").add_argument
-    add(
-        "--model",
-        required=True,
-        metavar="NAME",
-        help="a classifier of torchvision (resnet50), a small network that comes along (scene_vgg, scene_resnet), or "
-        "package:function in your own code, called without arguments",
-    )
-    add("--weights", metavar="FILE", help=".pth or .safetensors with a state dict (default: found by the model's name)")
-    add("--classes", metavar="FILE", help="names of the classes, one per line")
-    add("--device", default="cpu", help="cpu (default), cuda or mps")
-    add = command.add_argument_group("question").add_argument
-    add(
-        "-t",
-        "--target",
-        action="append",
-        metavar="CLASS",
-        help="name or index of the class to explain; repeat it for several (default: the predicted class)",
-    )
-    add(
-        "--composite",
-        choices=COMPOSITES,
-        default="epsilon-gamma-box",
-        metavar="NAME",
-        help="which rule where, see below (default: %(default)s)",
-    )
-    add(
-        "--contrastive",
-        type=_kind,
-        nargs="?",
-        const=1,
-        metavar="1|2",
-        help="what speaks for the class and not for all others (1, CLRP1) or not for its own negated weights (2, "
-        "CLRP2), cut at zero; relevance starts as 1, and the last layer takes z+ where its rule is blind to signs",
-    )
-    add(
-        "--bias",
-        choices=("absorb", "exclude"),
-        help="biases keep their share of relevance, or get none (default: the composite's own)",
-    )
-    add = command.add_argument_group(
-        "preparation",
-        "The short side is resized, the centre cut out, each channel normalised: as\n"
-        "torchvision does for the network's weights; for your own network to 224 pixels,\n"
-        "with ImageNet's mean and deviation.",
-    ).add_argument
-    add("--size", type=_positive, metavar="PIXELS", help="height and width of the input")
-    add("--mean", type=_numbers, metavar="R,G,B", help="mean of the channels, for images in [0, 1]; one number: grey")
-    add("--std", type=_numbers, metavar="R,G,B", help="their standard deviation")
-    add = command.add_argument_group("output").add_argument
-    add(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="PATH",
-        help="a .png for one picture, else a folder for NAME.lrp.png (default: the current folder)",
-    )
-    add(
-        "--npy",
-        action="store_true",
-        help="also save the map with its signs, NAME.lrp.npy: float32 (C, H, W), (T, C, H, W) for T targets",
-    )
-    add("--force", action="store_true", help="compute again, and overwrite whatever is there")
+    for title, options in OPTIONS.items():
+        group = command.add_argument_group(title, HELP.get(title))
+        for names, properties in options.items():
+            group.add_argument(*names.split(), help=HELP[names], **properties)
     return top
-
-
-def _kind(text: str) -> int:
-    if text not in ("1", "2"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 1 nor 2 (pictures stand before it, or --contrastive=1)")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels")
-    return int(text)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(word) for word in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in (1, 3):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither one number nor three, as in 0.485,0.456,0.406")
-    return numbers
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -162,6 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def explain(images: list[Path], targets: list[Path], options: argparse.Namespace) -> int:
     """`python -m lrp explain`: one picture after the other; what fails is named, and the rest goes on."""
+    from dataclasses import fields
+
     from tqdm import tqdm
 
     from ..errors import LRPError
@@ -169,7 +159,7 @@ def explain(images: list[Path], targets: list[Path], options: argparse.Namespace
     from .from_files import OptionError
 
     try:
-        question = Question(options)
+        question = Question(**{field.name: getattr(options, field.name) for field in fields(Question)})
     except LRPError as error:
         return _complain(error, status=2 if isinstance(error, OptionError) else 1)
     print(question)
@@ -177,7 +167,7 @@ def explain(images: list[Path], targets: list[Path], options: argparse.Namespace
     bar = tqdm(list(zip(images, targets, strict=True)), unit="picture", leave=False, disable=alone or None)
     for image, target in bar:
         try:
-            answer = write_answer(question, image, target)
+            answer = write_answer(question, image, target, npy=options.npy, force=options.force)
         except (LRPError, OSError) as error:
             failed += 1
             bar.write(f"{PROGRAM} explain: error: {image}: {error}", file=sys.stderr)

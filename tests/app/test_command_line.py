@@ -1,5 +1,6 @@
 """`python -m lrp explain`: what it writes is what the package computes, and what goes wrong is said in a sentence."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from PIL import Image
 from skimage import data
 
 from lrp import LRP, __version__, composites, rules
-from lrp.app.command_line import main
+from lrp.app.answers import Question
+from lrp.app.command_line import main, parser
 from lrp.app.from_files import OptionError, Preparation, class_names, find_class, read_image
 from lrp.data import datasets, models
 from lrp.studies.contrastive import UnitContrast
@@ -82,6 +84,20 @@ def test_the_picture_holds_the_image_and_the_map(here):
     np.testing.assert_allclose(left.reshape(-1, 3).mean(0), scene, atol=8)
     assert (right[..., 0] - right[..., 2]).max() > 100  # red: the digit speaks for itself
     assert (right.min(-1) > 235).mean() > 0.5  # white: most of the background says nothing
+
+
+def test_a_question_can_be_put_from_python(here):
+    """With the names and defaults of the options, without the command line."""
+    question = Question(model="scene_vgg", target=["3", "8"], composite="epsilon-plus", bias="exclude")
+    answer = question.ask(question.preparation.read("scene.png"))
+    R = LRP(models.load("scene_vgg"), composites.EpsilonPlus(bias="exclude")).attribute(scene_input(), [3, 8])[:, 0]
+    torch.testing.assert_close(answer.relevance, R)
+    torch.testing.assert_close(answer.maps, R.sum(1))
+    options = vars(parser().parse_args(["explain", "scene.png", "--model", "scene_vgg"]))
+    defaults = Question(model="scene_vgg")
+    for field in dataclasses.fields(Question):
+        assert (options.pop(field.name) or None) == (getattr(defaults, field.name) or None), field.name
+    assert options.keys() == {"command", "images", "output", "npy", "force"}
 
 
 @pytest.mark.parametrize("kind", [1, 2])
