@@ -3,6 +3,7 @@
 Their weights are read by `lrp.data.models.load`; the names of their layers are those of the weights.
 """
 
+from collections import OrderedDict
 from numbers import Integral
 
 import torch
@@ -46,6 +47,12 @@ class SceneVGG(nn.Module):
         return self.classifier(torch.flatten(self.features(x), 1))
 
 
+def _stage(blocks, before, width, stride, shortcut):
+    """torchvision's BasicBlocks in a row; the first has the stride, and this shortcut in the place of the identity."""
+    first = BasicBlock(before, width, stride, shortcut)
+    return nn.Sequential(first, *(BasicBlock(width, width) for _ in range(blocks - 1)))
+
+
 class SceneResNet(ResNet):
     """torchvision's ResNet-18 with narrow stages: eight of its BasicBlocks, put together as it does.
 
@@ -54,22 +61,18 @@ class SceneResNet(ResNet):
     """
 
     def __init__(self, widths=(16, 24, 40, 64), classes=10):
-        nn.Module.__init__(self)  # the parts are built here, what is done with them is torchvision's
+        nn.Module.__init__(self)  # the layers are built here, `forward` is torchvision's
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         for number, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False), start=1):
-            self.add_module(f"layer{number}", self._stage(before, width, stride=1 if number == 1 else 2))
+            stride, shortcut = 1 if number == 1 else 2, None
+            if stride > 1:
+                shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            self.add_module(f"layer{number}", _stage(2, before, width, stride, shortcut))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[-1], classes)
-
-    @staticmethod
-    def _stage(before, width, stride):
-        downsample = None
-        if stride > 1:
-            downsample = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-        return nn.Sequential(BasicBlock(before, width, stride, downsample), BasicBlock(width, width))
 
 
 class SceneLRN(SceneVGG):
@@ -87,10 +90,8 @@ class SceneLRN(SceneVGG):
 
 
 def _conv(before, width, kernel, stride=1):
-    layer = nn.Sequential()
-    layer.add_module("conv", nn.Conv2d(before, width, kernel, stride, padding=kernel // 2))
-    layer.add_module("relu", nn.ReLU(inplace=True))
-    return layer
+    conv = nn.Conv2d(before, width, kernel, stride, padding=kernel // 2)
+    return nn.Sequential(OrderedDict(conv=conv, relu=nn.ReLU(inplace=True)))
 
 
 def _pool(stride=2, padding=0):
@@ -124,7 +125,7 @@ _INCEPTIONS = {  # channels of the 1 x 1 branch; into and out of 3 x 3; into and
 }
 
 
-class BVLCGoogLeNet(nn.Module):
+class BVLCGoogLeNet(nn.Sequential):
     """GoogLeNet as the Berkeley Vision and Learning Center trained it in 2014: no BatchNorm, two LRN layers.
 
     It is not torchvision's `googlenet`: a real 5 x 5 convolution stands in the third branch (Szegedy 2015).
@@ -150,11 +151,6 @@ class BVLCGoogLeNet(nn.Module):
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(0.4)
         self.fc = nn.Linear(before, classes)
-
-    def forward(self, x):
-        for layer in self.children():
-            x = layer(x)
-        return x
 
 
 # ---------------------------------------------------------------- Caffe's network for CIFAR-10, 2014
@@ -200,7 +196,7 @@ def _lrn():
     return WithinChannelLRN(3, alpha=5e-5, beta=0.75)
 
 
-class CaffeCIFAR10Full(nn.Module):
+class CaffeCIFAR10Full(nn.Sequential):
     """Caffe's "full" network for CIFAR-10 (Jia 2014): three convolutions, overlapping pools, one dense layer.
 
     Input (N, 3, 32, 32), normalised by `lrp.data.models.normalizer("caffe_cifar10_full")`; output (N, 10) logits.
@@ -219,13 +215,8 @@ class CaffeCIFAR10Full(nn.Module):
         self.conv3 = nn.Conv2d(32, 64, 5, padding=2)
         self.relu3 = nn.ReLU(inplace=True)
         self.pool3 = nn.AvgPool2d(3, 2, ceil_mode=True)
+        self.flatten = nn.Flatten()
         self.ip1 = nn.Linear(64 * 4 * 4, classes)
-
-    def forward(self, x):
-        x = self.norm1(self.relu1(self.pool1(self.conv1(x))))
-        x = self.norm2(self.pool2(self.relu2(self.conv2(x))))
-        x = self.pool3(self.relu3(self.conv3(x)))
-        return self.ip1(torch.flatten(x, 1))
 
 
 # ---------------------------------------------------------------- ResNets for CIFAR-10
@@ -258,8 +249,7 @@ class CIFARResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         for number, (before, width) in enumerate(((16, 16), (16, 32), (32, 64)), start=1):
             stride, shortcut = (1, None) if width == before else (2, PaddedShortcut(before, width))
-            blocks = [BasicBlock(before, width, stride, shortcut), *(BasicBlock(width, width) for _ in range(n - 1))]
-            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+            self.add_module(f"layer{number}", _stage(n, before, width, stride, shortcut))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(64, classes)
 
