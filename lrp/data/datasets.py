@@ -21,47 +21,22 @@ from ..errors import DataError
 from .normalizer import CAFFE, IMAGENET, SCENE, SCENE_255, Normalizer, bounds, denormalize, normalize
 from .scenes import VERSION, Scenes, scenes
 
-__all__ = [
-    "CAFFE",
-    "CIFAR10_CLASSES",
-    "DATA",
-    "IMAGENET",
-    "SCENE",
-    "SCENE_255",
-    "VERSION",
-    "Normalizer",
-    "Photos",
-    "Scenes",
-    "bounds",
-    "cifar10",
-    "denormalize",
-    "find",
-    "imagenet_classes",
-    "imagenet_val",
-    "normalize",
-    "photographs",
-    "scenes",
-]
+__all__ = ["CIFAR10_CLASSES", "DATA", "Photos", "cifar10", "find", "imagenet_classes", "imagenet_val", "photographs"]
+__all__ += ["CAFFE", "IMAGENET", "SCENE", "SCENE_255", "Normalizer", "bounds", "denormalize", "normalize"]
+__all__ += ["VERSION", "Scenes", "scenes"]
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 
 
 # ---------------------------------------------------------------- photographs
 
-_PHOTOGRAPHS = {  # what ships inside the wheels of scikit-image and scikit-learn: nothing is downloaded
-    "astronaut": "astronaut",
-    "camera": "camera",
-    "cat": "chelsea",
-    "coffee": "coffee",
-    "rocket": "rocket",
-    "china": "china.jpg",
-    "flower": "flower.jpg",
-}
+# what ships inside the wheels of scikit-image and, as .jpg, of scikit-learn: nothing is downloaded
+_PHOTOGRAPHS = {"astronaut": "astronaut", "camera": "camera", "cat": "chelsea", "coffee": "coffee", "rocket": "rocket"}
+_PHOTOGRAPHS |= {"china": "china.jpg", "flower": "flower.jpg"}
 
 
 def photographs(names=None, size=224):
-    """Photographs by name, each (3, size, size) float32 RGB in [0, 1]: the central square, resized with
-    antialiasing.
+    """Photographs by name, each (3, size, size) float32 RGB in [0, 1]: the central square, resized with antialiasing.
 
     Without `names`, all there are. Raises DataError for a name that is not among them.
     """
@@ -85,7 +60,11 @@ def _square(image, size):
     """The central square of a picture, (3, size, size) in [0, 1]."""
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return _pixels(image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))
+
+
+def _pixels(image):
+    """A picture in RGB as (3, H, W) in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
@@ -113,9 +92,7 @@ def imagenet_val(root=None, n=None, size=224):
     `imagenet` that `find` sees. The shorter side becomes size * 256 / 224, then the centre is cut; boxes of
     the labelled class go with it, x0 y0 x1 y1. Raises DataError when files are missing.
     """
-    root = (
-        Path(root) if root else find("imagenet", fix="set LRP_DATA to a folder with ImageNet's validation images in it")
-    )
+    root = Path(root or find("imagenet", fix="set LRP_DATA to a folder with ImageNet's validation images in it"))
     for file in ("LOC_val_solution.csv", "LOC_synset_mapping.txt", "val"):
         if not (root / file).exists():
             raise DataError(f"{root / file} is missing: it comes with ImageNet's localisation challenge (kaggle.com)")
@@ -124,16 +101,15 @@ def imagenet_val(root=None, n=None, size=224):
         rows = [row for row in csv.DictReader(file) if (root / "val" / f"{row['ImageId']}.JPEG").exists()][:n]
     if not rows:
         raise DataError(f"no image of {root / 'LOC_val_solution.csv'} lies in {root / 'val'}: unpack the images there")
-    images, labels, boxes = [], [], []
+    seen = []  # (image, label, boxes) of each row
     for row in tqdm(rows, desc="ImageNet", leave=False, disable=len(rows) < 300):
-        words = row["PredictionString"].split()
+        words = row["PredictionString"].split()  # for each box: class, x0, y0, x1, y1
         corners = torch.tensor([[float(word) for word in words[k + 1 : k + 5]] for k in range(0, len(words), 5)])
         with Image.open(root / "val" / f"{row['ImageId']}.JPEG") as image:
             pixels, inside = _center(image.convert("RGB"), corners, size)
-        images.append(pixels)
-        labels.append(classes.index(words[0]))
-        boxes.append(inside)
-    return Photos(torch.stack(images), torch.tensor(labels), boxes, [row["ImageId"] for row in rows])
+        seen.append((pixels, classes.index(words[0]), inside))
+    images, labels, boxes = zip(*seen, strict=True)
+    return Photos(torch.stack(images), torch.tensor(labels), list(boxes), [row["ImageId"] for row in rows])
 
 
 def _center(image, corners, size):
@@ -141,10 +117,10 @@ def _center(image, corners, size):
     scale = round(size * 256 / 224) / min(image.size)
     image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.BILINEAR)
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    pixels = _pixels(image.crop((left, top, left + size, top + size)))
     corners = (corners * scale - torch.tensor([left, top, left, top])).clamp(0, size)
     seen = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, corners[seen]
+    return pixels, corners[seen]
 
 
 @cache
@@ -165,23 +141,18 @@ def cifar10(root=None, n=None):
     `cifar10/test` that `find` sees. Labels are places in `CIFAR10_CLASSES`; there are no boxes. JPEG copies cost a
     network several points of accuracy. Raises DataError when files are missing.
     """
-    root = (
-        Path(root) if root else find("cifar10/test", fix="set LRP_DATA to a folder with CIFAR-10's test images in it")
-    )
+    root = Path(root or find("cifar10/test", fix="set LRP_DATA to a folder with CIFAR-10's test images in it"))
     folders = [[(label, path) for path in _pictures(root / name)] for label, name in enumerate(CIFAR10_CLASSES)]
     chosen = [entry for turn in zip_longest(*folders) for entry in turn if entry is not None][:n]
     images = []
     for _, path in chosen:
         with Image.open(path) as image:
-            images.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
+            images.append(_pixels(image.convert("RGB")))
         if images[-1].shape != (3, 32, 32):
             raise DataError(f"{path} is not 32 x 32 pixels, as CIFAR-10's images are")
-    return Photos(
-        torch.stack(images).float() / 255,
-        torch.tensor([label for label, _ in chosen]),
-        [torch.zeros(0, 4)] * len(chosen),
-        [f"{path.parent.name}/{path.stem}" for _, path in chosen],
-    )
+    labels = torch.tensor([label for label, _ in chosen])
+    names = [f"{path.parent.name}/{path.stem}" for _, path in chosen]
+    return Photos(torch.stack(images), labels, [torch.zeros(0, 4)] * len(chosen), names)
 
 
 def _pictures(folder):
@@ -197,12 +168,8 @@ def _pictures(folder):
 
 def find(relative, fix="run `make data`, or set LRP_DATA to the folder that has it"):
     """The path of a data file: under LRP_DATA, else `data/raw`, else `data`; DataError if nowhere."""
-    folders = [DATA / "raw", DATA]
-    if os.environ.get("LRP_DATA"):
-        folders.insert(0, Path(os.environ["LRP_DATA"]))
-    for folder in folders:
-        if (folder / relative).exists():
-            return folder / relative
-    raise DataError(
-        f"{relative} is neither under LRP_DATA ({os.environ.get('LRP_DATA', 'not set')}) nor in {DATA}: {fix}"
-    )
+    own = os.environ.get("LRP_DATA")
+    for folder in (*filter(None, [own]), DATA / "raw", DATA):
+        if (path := Path(folder, relative)).exists():
+            return path
+    raise DataError(f"{relative} is neither under LRP_DATA ({own or 'not set'}) nor in {DATA}: {fix}")
