@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .datasets import find
-from .netcdf import some, standard_form
+from .netcdf import load, some
 
 BOX = {"lat": (-5.0, 5.0), "lon": (190.0, 240.0)}  # Nino 3.4
 PACIFIC, NOAA = "climate/pacific_sst_anom_1970_2003.nc", "climate/nino34.long.anom.data.txt"
@@ -24,24 +24,6 @@ ERSST = "climate/sst.mnmean.nc"
 FIX = "set LRP_DATA to a folder that has it"
 
 # ---------------------------------------------------------------- fields
-
-
-def load(
-    path: str | Path, variable: str | None = None, *, units: str | None = None, flicker: str = "raise"
-) -> xr.DataArray:
-    """A monthly field (time, lat, lon) in degC from a CF NetCDF file, in the form that stands at the top of this file.
-
-    Names and units are found: sst, ssta or any other single variable on time, lat and lon; K or degC (kelvin below
-    100 are differences and stay as they are); longitudes -180..180 or 0..360; latitudes in either order. `variable`
-    chooses among several, `units` speaks for a file that does not say. Land is what is NaN in all months. A cell
-    that is NaN only now and then is an error, or with `flicker="land"` becomes land. A region across Greenwich is
-    cut there.
-
-    Raises DataError, naming the file and the way out, for a file that is missing, not whole or NetCDF-4 without a
-    reader; for variables, units, calendars and grids that are not understood; and for months that are missing or
-    occur twice, infinite values, or no value at all.
-    """
-    return standard_form(Path(path), variable, units, flicker)
 
 
 def pacific() -> xr.DataArray:

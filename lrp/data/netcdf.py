@@ -1,6 +1,7 @@
 """From any monthly NetCDF file to a field of one form (`lrp.data.geospatial`), or an error that says what is wrong."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -21,28 +22,40 @@ def some(things, most: int = 6) -> str:
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
-def standard_form(path: Path, variable: str | None, units: str | None, flicker: str) -> xr.DataArray:
-    """What `geospatial.load` says."""
+def load(
+    path: Path | str,
+    variable: str | None = None,
+    *,
+    units: str | None = None,
+    flicker: Literal["raise", "land"] = "raise",
+) -> xr.DataArray:
+    """A monthly field (time, lat, lon) in degC from a CF NetCDF file, in the one form that `lrp.data.geospatial` names.
+
+    Names and units are found: sst, ssta or any other single variable on time, lat and lon; K or degC (kelvin below
+    100 are differences and stay as they are); longitudes -180..180 or 0..360; latitudes in either order. `variable`
+    chooses among several, `units` speaks for a file that does not say. Land is what is NaN in all months. A cell
+    that is NaN only now and then is an error, or with `flicker="land"` becomes land. A region across Greenwich is
+    cut there.
+
+    Raises DataError, naming the file and the way out, for a file that is missing, not whole or NetCDF-4 without a
+    reader; for variables, units, calendars and grids that are not understood; and for months that are missing or
+    occur twice, infinite values, or no value at all.
+    """
+    path = Path(path)
     if flicker not in ("raise", "land"):
         raise DataError(f"flicker is 'raise' or 'land', not {flicker!r}")
     data = read(path)
     axes = {axis: _axis(data, axis, path) for axis in NAMES}
     raw = _variable(data, variable, axes, path)
-    coords = {axis: data[name].values for axis, name in axes.items()}
-    coords["time"] = _months(coords["time"], path)
-    coords["lat"], coords["lon"] = _degrees(coords["lat"], coords["lon"], path)
+    months = _months(data[axes["time"]].values, path)
+    lat, lon = _degrees(data[axes["lat"]].values, data[axes["lon"]].values, path)
     x = _celsius(raw.transpose(*(data[name].dims[0] for name in axes.values())).values, raw, units, path)
-    for number, (axis, sign) in enumerate({"time": 1, "lat": -1, "lon": 1}.items()):
-        order = np.argsort(sign * coords[axis].astype(np.float64), kind="stable")
-        coords[axis], x = coords[axis][order], np.take(x, order, number)
-    coords, x = _once(coords, x, path)
-    _every_month(coords["time"], path)
-    x = _masked(x, coords, flicker, path)
-    coords["time"] = coords["time"].astype("datetime64[ns]")
+    degrees = {axis: (axis, values, {"units": UNITS[axis][0]}) for axis, values in (("lat", lat), ("lon", lon))}
     attrs = {"units": "degC", "long_name": str(raw.attrs.get("long_name", raw.name))}
-    field = xr.DataArray(x, coords, list(NAMES), raw.name, attrs)
-    field.lat.attrs["units"], field.lon.attrs["units"] = "degrees_north", "degrees_east"
-    return field
+    field = xr.DataArray(x, {"time": months} | degrees, list(NAMES), raw.name, attrs)
+    field = _once(field.sortby("time").sortby("lat", ascending=False).sortby("lon"), path)
+    _every_month(field.time.values.astype("datetime64[M]"), path)
+    return _masked(field, flicker, path)
 
 
 def read(path: Path) -> xr.Dataset:
@@ -65,7 +78,7 @@ def read(path: Path) -> xr.Dataset:
     try:
         with xr.open_dataset(path, engine=engine, decode_times=False) as file:
             data = file.load()
-    except Exception as error:  # the readers raise whatever a broken file makes them stumble over
+    except Exception as error:  # the readers raise many things for a broken file
         raise DataError(
             f"{path} cannot be read, perhaps only half of it came ({path.stat().st_size} bytes; {error}): fetch it "
             "again"
@@ -116,13 +129,13 @@ def _variable(data: xr.Dataset, variable: str | None, axes: dict, path: Path) ->
 
 
 def _months(times: np.ndarray, path: Path) -> np.ndarray:
-    """Times as months."""
+    """Times as the first days of their months."""
     if not np.issubdtype(times.dtype, np.datetime64) or np.isnat(times).any():
         raise DataError(
             f"the times of {path} are no dates of the usual calendar (dtype {times.dtype}): the variable needs units "
             "such as 'days since 1970-01-01' and a standard calendar"
         )
-    return times.astype("datetime64[M]")
+    return times.astype("datetime64[M]").astype("datetime64[ns]")
 
 
 def _degrees(lat: np.ndarray, lon: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -157,12 +170,12 @@ def _celsius(x: np.ndarray, raw: xr.DataArray, units: str | None, path: Path) ->
     return x.astype(np.float32)
 
 
-def _once(coords: dict, x: np.ndarray, path: Path) -> tuple[dict, np.ndarray]:
-    """No cell twice, but for a column that comes again after 360 degrees with the same values."""
-    twice = np.flatnonzero(np.diff(coords["lon"]) == 0) + 1
-    if not np.array_equal(x[:, :, twice], x[:, :, twice - 1], equal_nan=True) or (np.diff(coords["lat"]) == 0).any():
+def _once(field: xr.DataArray, path: Path) -> xr.DataArray:
+    """No cell twice, but for a column that comes again after 360 degrees with the same values: it is left out."""
+    x, again = field.values, np.flatnonzero(np.diff(field.lon) == 0) + 1
+    if not np.array_equal(x[:, :, again], x[:, :, again - 1], equal_nan=True) or (np.diff(field.lat) == 0).any():
         raise DataError(f"{path} has a latitude or longitude twice, with different values")
-    return coords | {"lon": np.delete(coords["lon"], twice)}, np.delete(x, twice, 2)
+    return field.drop_duplicates("lon")
 
 
 def _every_month(months: np.ndarray, path: Path) -> None:
@@ -179,22 +192,22 @@ def _every_month(months: np.ndarray, path: Path) -> None:
         raise DataError(f"{path} lacks {some(missing)} between {found[0]} and {found[-1]}: load a file without gaps")
 
 
-def _masked(x: np.ndarray, coords: dict, flicker: str, path: Path) -> np.ndarray:
+def _masked(field: xr.DataArray, flicker: str, path: Path) -> xr.DataArray:
     """NaN on land and nowhere else."""
-    gone = np.isnan(x)
+    gone = field.isnull()
+    now_and_then = gone.any("time") & ~gone.all("time")
     if gone.all():
         raise DataError(f"{path} holds no value: every cell is NaN in every month")
-    now_and_then = gone.any(0) & ~gone.all(0)
     if not now_and_then.any():
-        return x
+        return field
     if flicker == "land":
-        x = np.where(now_and_then, np.float32(np.nan), x)
-        if np.isnan(x).all():
+        field = field.where(~now_and_then)
+        if field.isnull().all():
             raise DataError(f"{path}: no cell has a value in every month, so none would be left of the sea")
-        return x
-    row, column = np.argwhere(now_and_then)[0]
-    months = coords["time"][gone[:, now_and_then].any(1)]
+        return field
+    row, column = np.argwhere(now_and_then.values)[0]
+    months = field.time.values[gone.values[:, now_and_then.values].any(1)].astype("datetime64[M]")
     raise DataError(
-        f"{path}: {int(now_and_then.sum())} cells are NaN only now and then, the first at {coords['lat'][row]:g} N, "
-        f"{coords['lon'][column]:g} E, in {some(months)}: leave those months out, fill them, or pass flicker='land'"
+        f"{path}: {int(now_and_then.sum())} cells are NaN only now and then, the first at {float(field.lat[row]):g} N, "
+        f"{float(field.lon[column]):g} E, in {some(months)}: leave those months out, fill them, or pass flicker='land'"
     )
