@@ -89,8 +89,8 @@ HELP = {
     "preparation": "The short side is resized, the centre cut out, each channel normalised: as\n"
     "torchvision does for the network's weights; for your own network to 224 pixels,\n"
     "with ImageNet's mean and deviation.",
-    "--model": "a classifier of torchvision (resnet50), a small network that comes along (scene_vgg, scene_resnet), or "
-    "package:function in your own code, called without arguments",
+    "--model": "a classifier of torchvision (resnet50), a small network of this package (scene_vgg, "
+    "scene_resnet), or package:function in your own code, called without arguments",
     "--weights": ".pth or .safetensors with a state dict (default: found by the model's name)",
     "--classes": "names of the classes, one per line",
     "--device": "cpu (default), cuda or mps",
@@ -98,13 +98,13 @@ HELP = {
     "--composite": "which rule where, see below (default: %(default)s)",
     "--contrastive": "what speaks for the class and not for all others (1, CLRP1) or not for its own negated weights "
     "(2, CLRP2), cut at zero; relevance starts as 1, and the last layer takes z+ where its rule is blind to signs",
-    "--bias": "biases keep their share of relevance, or get none (default: the composite's own)",
+    "--bias": "biases get their part of the relevance, or none (default: the composite's own)",
     "--size": "height and width of the input",
     "--mean": "mean of the channels, for images in [0, 1]; one number: grey",
     "--std": "their standard deviation",
     "-o --output": "a .png for one picture, else a folder for NAME.lrp.png (default: the current folder)",
     "--npy": "also save the map with its signs, NAME.lrp.npy: float32 (C, H, W), (T, C, H, W) for T targets",
-    "--force": "compute again, and overwrite whatever is there",
+    "--force": "compute again, and overwrite what is there",
 }
 
 

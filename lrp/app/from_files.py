@@ -1,6 +1,6 @@
 """Networks, weights and images from files and names: what `python -m lrp explain` reads before it explains.
 
-Everything that a file can get wrong is a DataError, everything that was only mistyped an OptionError.
+What is wrong with a file is a DataError; what is wrong with an option is an OptionError.
 """
 
 import difflib
@@ -30,7 +30,7 @@ WEIGHTS = (
 
 
 class OptionError(LRPError):
-    """An option names what does not exist: whoever typed it can mend it."""
+    """An option names what does not exist: another value of it mends that."""
 
 
 # ---------------------------------------------------------------- networks

@@ -5,6 +5,7 @@ landthayen2022layer for the linear network; the convolutional one is ours (landt
 """
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -77,9 +78,9 @@ class FieldCNN(nn.Module):
         *,
         kernel: int = 3,
         stride: int = 1,
-        padding: str = "same",
-        pooling: str = "max",
-        head: str = "flatten",
+        padding: Literal["same", "valid"] = "same",
+        pooling: Literal["max", "average", "none"] = "max",
+        head: Literal["flatten", "global"] = "flatten",
         seed: int = 0,
     ):
         super().__init__()
@@ -111,7 +112,7 @@ class FieldCNN(nn.Module):
 
 @torch.no_grad()
 def glorot(net: nn.Module, seed: int) -> None:
-    """Glorot-uniform weights from a seed, biases 0; nobody else's random numbers are touched."""
+    """Glorot-uniform weights from a seed, biases 0; torch's global random numbers stay as they are."""
     generator = torch.Generator().manual_seed(seed)
     for module in net.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):

@@ -26,8 +26,8 @@ DECOYS = ((slice(20, 30), slice(70, 80)), (slice(70, 80), slice(70, 80)))  # alw
 class Squares:
     """N images (N, 100, 100) float32, targets (N,) float32 of +1 and -1 in turn, and where the squares are.
 
-    `mask` (100, 100) bool is the square whose sign is the class, `decoys` (2, 100, 100) bool those that all images
-    share: the bright one, then the dark one.
+    `mask` (100, 100) bool is the square whose sign is the class, `decoys` (2, 100, 100) bool those that are in
+    every image: the bright one, then the dark one.
     """
 
     images: Tensor = attribute(repr=False)
@@ -194,10 +194,10 @@ def answer(field: xr.DataArray) -> dict[str, object]:
       :math:`y_t = \sum_p truth_{tp} + offset` exactly.
 
     Why this is the truth: the target is computed from the field by this sum and from nothing else, a change d of cell
-    p changes it by c_p d / sigma whatever the other cells are, and no cell outside the box changes it. So each cell's
-    contribution is its own term: no rule has to share anything. It is not the only way to predict the target: cells
-    of the tongue outside the box tell i, too, and a network may read them; a map that shows them is right about that
-    network, and `tongue` says where they are.
+    p changes it by c_p d / sigma for any values of the other cells, and no cell outside the box changes it. So each
+    cell's contribution is its own term, and nothing has to be divided among cells. It is not the only way to predict
+    the target: cells of the tongue outside the box depend on i, too, and a network may use them; a map that shows them
+    is right about that network, and `tongue` says where they are.
     """
     c, mean = geospatial.box_weights(field), geospatial.nino34(field)
     mu, sigma = float(mean.mean()), float(mean.std())

@@ -1,6 +1,6 @@
 """Sea-surface temperature on a map: load any monthly file, make anomalies, an index, labels, inputs of a network.
 
-A field is an `xarray.DataArray` of one form, whatever the file was like: dims (time, lat, lon), float32, degC; months
+A field is an `xarray.DataArray` of one form, the same for every file: dims (time, lat, lon), float32, degC; months
 by their first day; lat descending, so that row 0 is the north as in a picture; lon ascending from 0 to 360; NaN on
 land and nowhere else. Sources: landthayen2023fact, landthayen2022layer; what they leave open is said where it matters.
 """
@@ -148,7 +148,7 @@ def noaa_index(path: str | Path | None = None) -> xr.DataArray:
     path = Path(path) if path else find(NOAA, FIX)
     if not path.is_file():
         raise DataError(f"{path} is not there: NOAA's Physical Sciences Laboratory offers it as text")
-    years, rows = [], []
+    years, rows = [], []  # a row is the twelve months of a year
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         words = line.split()
         called = [len(word) == 4 and word.isdecimal() for word in words[:2]]
@@ -160,7 +160,8 @@ def noaa_index(path: str | Path | None = None) -> xr.DataArray:
             values = []
         if len(values) != 12:
             raise DataError(f"{path}, line {number}: a row is a year and twelve numbers, not {line.strip()!r}")
-        years.append(int(words[0])), rows.append(values)
+        years.append(int(words[0]))
+        rows.append(values)
     if not rows:
         raise DataError(f"{path} has no row of a year and twelve months: is it NOAA's nino34.long.anom.data?")
     if years != [*range(years[0], years[0] + len(years))]:
@@ -171,9 +172,8 @@ def noaa_index(path: str | Path | None = None) -> xr.DataArray:
     if not len(known) or len(known) != known[-1] - known[0] + 1:
         gaps = time[values <= -99] if len(known) == 0 else np.setdiff1d(time[known[0] : known[-1]], time[known])
         raise DataError(f"{path} lacks {some(gaps)}: it may be missing at the ends only")
-    kept = slice(known[0], known[-1] + 1)
     attrs = {"units": "degC", "long_name": "Nino 3.4 anomaly, NOAA"}
-    return xr.DataArray(values[kept], {"time": time[kept].astype("datetime64[ns]")}, ["time"], "nino34", attrs)
+    return xr.DataArray(values[known], {"time": time[known].astype("datetime64[ns]")}, ["time"], "nino34", attrs)
 
 
 def labels(index: xr.DataArray, threshold: float = 0.5) -> xr.DataArray:
@@ -251,9 +251,9 @@ def as_field(
 
     R is (N, C, lat, lon), summed over channels, (N, lat, lon) or (N, cells of the sea), for the N months of `like`; or
     one map (lat, lon) or (cells of the sea,), which then has no time. `units` are those of the network's output.
-    The attribute `land_share` is the share of `|R|` that lay on land and is not drawn: 0 under z-type rules, but for z+
-    with `bias="exclude"`, where units that see nothing but land share by `|w|`. Raises DataError for shapes that do not
-    fit.
+    The attribute `land_share` is the part of `|R|` that lay on land and is not drawn: 0 under z-type rules, but for z+
+    with `bias="exclude"`, where a unit that sees only land divides its relevance by `|w|`. Raises DataError for shapes
+    that do not fit.
     """
     R = R.detach().cpu() if isinstance(R, Tensor) else torch.as_tensor(np.asarray(R))
     R = R.float() if R.element_size() < 4 else R

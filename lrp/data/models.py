@@ -52,7 +52,7 @@ BUILT = SCENE_NETWORKS | {  # networks that are built here, and not by torchvisi
     "cifar_resnet20": partial(CIFARResNet, 3),
     "cifar_resnet32": partial(CIFARResNet, 5),
 }
-_FOUND = {  # weights in other people's archives, under LRP_DATA in `weights`
+_FOUND = {  # weights in public archives, below `weights` under LRP_DATA
     "squeezenet1_1": ["imagenet/squeezenet1_1_tvnorm.pth"],
     "mobilenet_v2": ["imagenet/mobilenet_v2_coral_tvnorm.pth"],
     "bvlc_googlenet": ["imagenet/bvlc_googlenet_caffe.pth"],
@@ -144,7 +144,7 @@ def build(name, state, complaint):
     A classifier of torchvision gets as many classes as the weights have, and no heads that only training uses.
     Raises DataError, which begins with `complaint`, for weights that do not fit.
     """
-    with torch.random.fork_rng(devices=[]):  # building draws random numbers: the user's stay as they were
+    with torch.random.fork_rng(devices=[]):  # building draws random numbers: the caller's stay as they were
         model = BUILT[name]() if name in BUILT else _classifier(name, state)
     training = ("aux1.", "aux2.", "AuxLogits.")
     return fill(model, {key: value for key, value in state.items() if not key.startswith(training)}, complaint)
@@ -198,7 +198,7 @@ def _weights(name):
 def read_state(path, fix):
     """The state dict in a .safetensors file, or in one that torch.save wrote; no code in it is ever run.
 
-    It may lie under `state_dict`, `model_state_dict` or `model`, and DataParallel's prefix `module.` is taken off.
+    It may lie under `state_dict`, `model_state_dict` or `model`, and DataParallel's prefix `module.` is removed.
     Raises DataError for a file that is missing or holds no state dict; where it cannot be read, `fix` ends the message.
     """
     path = Path(path)

@@ -1,7 +1,7 @@
 """From any monthly NetCDF file to a field of one form (`lrp.data.geospatial`), or an error that says what is wrong."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import xarray as xr
@@ -13,6 +13,7 @@ UNITS = {"lat": ("degrees_north", "degree_north", "degrees_n"), "lon": ("degrees
 KNOWN = ("sst", "ssta", "anom", "sst_anomaly", "tos", "analysed_sst", "sea_surface_temperature")  # first come first
 CELSIUS = {"degc", "degreec", "degreesc", "c", "celsius", "degreecelsius", "degreescelsius", "°c"}
 KELVIN = {"k", "kelvin", "degk", "degreek", "degreesk", "degreekelvin", "degreeskelvin"}
+Flicker = Literal["raise", "land"]  # what to do with cells that are NaN only now and then
 ZERO, LIMIT = 273.15, 100.0  # 0 degC in kelvin; no temperature of the sea, and no difference, is further from zero
 
 
@@ -23,17 +24,13 @@ def some(things, most: int = 6) -> str:
 
 
 def load(
-    path: Path | str,
-    variable: str | None = None,
-    *,
-    units: str | None = None,
-    flicker: Literal["raise", "land"] = "raise",
+    path: Path | str, variable: str | None = None, *, units: str | None = None, flicker: Flicker = "raise"
 ) -> xr.DataArray:
     """A monthly field (time, lat, lon) in degC from a CF NetCDF file, in the one form that `lrp.data.geospatial` names.
 
     Names and units are found: sst, ssta or any other single variable on time, lat and lon; K or degC (kelvin below
     100 are differences and stay as they are); longitudes -180..180 or 0..360; latitudes in either order. `variable`
-    chooses among several, `units` speaks for a file that does not say. Land is what is NaN in all months. A cell
+    chooses among several, `units` is for a file that does not say its own. Land is what is NaN in all months. A cell
     that is NaN only now and then is an error, or with `flicker="land"` becomes land. A region across Greenwich is
     cut there.
 
@@ -42,7 +39,7 @@ def load(
     occur twice, infinite values, or no value at all.
     """
     path = Path(path)
-    if flicker not in ("raise", "land"):
+    if flicker not in get_args(Flicker):
         raise DataError(f"flicker is 'raise' or 'land', not {flicker!r}")
     data = read(path)
     axes = {axis: _axis(data, axis, path) for axis in NAMES}

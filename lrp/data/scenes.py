@@ -66,7 +66,7 @@ def scenes(
     """Draw scenes `start` to `start + n` of an endless, fixed sequence: real digits as ink on real textures.
 
     Scene i depends on `seed`, `split`, i and the options alone; `size` (pixels) changes only its resolution.
-    Train and test share no handwritten digit and no part of a texture. `digits` is how many, or (fewest,
+    Train and test have no handwritten digit and no part of a texture in common. `digits` is how many, or (fewest,
     most); `classes` those that may occur; `distinct` forbids the same class twice; `scale` is the height of a
     digit's square in scene heights (less where several must fit); `contrast` the difference in brightness
     between ink and ground, which is as often darker as lighter. Raises DataError for options that no scene
@@ -139,9 +139,9 @@ def _ground(rng, size, split, textures):
     )
     gray = np.rot90(gray, rng.integers(4))
     gray = ((gray - gray.mean()) / gray.std()).clip(-2.5, 2.5)
-    mean, spread = rng.uniform(0.25, 0.75), rng.uniform(0.06, 0.12)
+    mean, deviation = rng.uniform(0.25, 0.75), rng.uniform(0.06, 0.12)
     tint = rng.uniform(0.8, 1.2, 3)
-    return (mean + spread * gray) * (tint / tint.mean())[:, None, None], mean
+    return (mean + deviation * gray) * (tint / tint.mean())[:, None, None], mean
 
 
 def _places(rng, count, scale):

@@ -82,9 +82,9 @@ def difficulty(progress):
 def in_units(model, unit):
     """The same network for inputs given in units of `unit`: g(x / unit) = f(x). Changes it and returns it.
 
-    Adam (Kingma 2015) expects numbers of order 1, LRN's denominators those of Caffe. A network of convolutions,
-    ReLU, pooling and LRN takes on the units of its input where biases do, and alpha those of x^-2; the last layer
-    gives logits and takes them off.
+    Adam (Kingma 2015) expects numbers of order 1, LRN's denominators those of Caffe. In a network of convolutions,
+    ReLU, pooling and LRN, biases have the units of the input and alpha has those of x^-2; the last layer gives logits,
+    which have no units.
     """
     if unit == 1:
         return model
