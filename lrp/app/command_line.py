@@ -193,24 +193,27 @@ def inputs(paths: list[Path]) -> list[Path]:
     """The pictures meant: files as given, of folders the pictures in them by name; ValueError for an empty folder."""
     found = {}
     for path in paths:
-        inside = [path]
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
-            inside = [p for p in inside if not p.name.endswith(OURS) and not p.name.startswith(".")]
-            if not inside:
-                raise ValueError(f"no picture in the folder {path}: they end with {' '.join(PICTURES)}")
-        found |= {p.resolve(): p for p in inside if p.resolve() not in found}
+        inside = sorted(p for p in path.iterdir() if _is_picture(p)) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"no picture in the folder {path}: they end with {' '.join(PICTURES)}")
+        for picture in inside:
+            found.setdefault(picture.resolve(), picture)
     return list(found.values())
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file in a folder is to be explained: it is no hidden file, and not written here."""
+    return path.suffix.lower() in PICTURES and path.is_file() and path.name[0] != "." and not path.name.endswith(OURS)
 
 
 def outputs(images: list[Path], output: Path | None) -> list[Path]:
     """Where the result of each picture goes; ValueError where two go to one place, or one onto a picture itself."""
     folder = output or Path()
-    as_file = folder.suffix.lower() == ".png" and not folder.is_dir()
+    ending = "" if folder.is_dir() else folder.suffix.lower()
+    as_file = ending == ".png"
     if as_file and len(images) > 1:
         raise ValueError(f"--output {output}: {len(images)} pictures go into a folder")
-    other = folder.is_file() or folder.suffix.lower() in (*PICTURES, ".pdf", ".svg")
-    if other and not as_file and not folder.is_dir():
+    if not as_file and (folder.is_file() or ending in (*PICTURES, ".pdf", ".svg")):
         raise ValueError(f"--output {output} is neither a .png nor a folder")
     stems = [path.stem for path in images]
     names = [path.stem if stems.count(path.stem) == 1 else path.name for path in images]

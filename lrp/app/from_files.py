@@ -4,8 +4,9 @@ What is wrong with a file is a DataError; what is wrong with an option is an Opt
 """
 
 import difflib
-import importlib
 import os
+import pkgutil
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,11 +59,11 @@ def network(name: str, weights: str | None = None, device: str = "cpu") -> nn.Mo
 
 
 def _from_code(name: str) -> nn.Module:
-    module, _, attribute = name.partition(":")
+    """The network that `package:function` gives, or that it is; a module in the current folder is found too."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        made = getattr(importlib.import_module(module), attribute)
+        made = pkgutil.resolve_name(name)
         made = made if isinstance(made, nn.Module) else made()
     except Exception as error:  # someone else's code can raise anything
         raise OptionError(
@@ -112,17 +113,15 @@ def find_class(text: str, names: Sequence[str]) -> int:
         raise OptionError(f"--target {text!r} names classes {', '.join(map(str, same))}: choose one by its index")
     if same:
         return same[0]
-    try:
-        index = int(word)
-    except ValueError:
+    if not re.fullmatch(r"[+-]?[0-9]+", word):
         close = [folded.index(name) for name in difflib.get_close_matches(word, folded, n=5)]
         within = [k for k, name in enumerate(folded) if word in name.split()]
         near = ", ".join(repr(names[k]) for k in list(dict.fromkeys([*within, *close]))[:6])
         near = near or ", ".join(map(repr, names[:3])) + ", ..."
-        raise OptionError(f"--target {text!r} is the name of no class; near it: {near}") from None
-    if not 0 <= index < len(names):
-        raise OptionError(f"--target {index} is no class: there are 0 to {len(names) - 1}")
-    return index
+        raise OptionError(f"--target {text!r} is the name of no class; near it: {near}")
+    if not 0 <= int(word) < len(names):
+        raise OptionError(f"--target {int(word)} is no class: there are 0 to {len(names) - 1}")
+    return int(word)
 
 
 # ---------------------------------------------------------------- images

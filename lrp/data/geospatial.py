@@ -8,6 +8,7 @@ land and nowhere else. Sources: landthayen2023fact, landthayen2022layer; what th
 from dataclasses import dataclass
 from dataclasses import field as attribute
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -50,7 +51,9 @@ def area_weights(field: xr.DataArray) -> xr.DataArray:
     return (w / w.mean()).rename("area weight")
 
 
-def anomalies(field: xr.DataArray, base: tuple[str, str], by: str = "month", detrend: bool = False) -> xr.DataArray:
+def anomalies(
+    field: xr.DataArray, base: tuple[str, str], by: Literal["month", "mean"] = "month", detrend: bool = False
+) -> xr.DataArray:
     r"""Departures from the mean of the base period, in degC: a_t = x_t - mean of x over base months like t.
 
     `base` = (first, last) month, both included, such as ("1970", "1994-12"): take the training years only, or the test
