@@ -28,9 +28,11 @@ from ..rules import ZPlus
 from ..seeds import Logit, UnitContrast
 from ..teach.figures import STYLE, WIDTH, colorbar, show_image, show_relevance
 from ..teach.records import write
+from .command_line import COMPOSITES
 from .from_files import OptionError, Preparation, class_names, device, find_class, network
 
 BOXED = ("epsilon-gamma-box", "relevance-splitting")  # composites that ask for the bounds of the input
+CHOICES = {"composite": COMPOSITES, "contrastive": (None, 1, 2), "bias": (None, "absorb", "exclude")}
 SATURATED = 0.998  # quantile of |relevance| from which on colours are full: single pixels would pale all others
 NEGLIGIBLE = 1e-6  # fraction of the largest amount below which an amount is shown as zero
 
@@ -68,6 +70,9 @@ class Question:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self):
+        for option, allowed in CHOICES.items():
+            if (value := getattr(self, option)) not in allowed:
+                raise OptionError(f"--{option} {value!r} is unknown: choose {', '.join(map(str, allowed))}")
         self.network = network(self.model, self.weights, device(self.device))
         self.preparation = Preparation.of(self.model, self.size, self.mean, self.std)
         self.like = next(self.network.parameters())
@@ -141,7 +146,9 @@ def _amounts(e: Explanation, t: int) -> dict[str, str]:
 # ---------------------------------------------------------------- what is written
 
 
-def write_answer(question: Question, file: Path, target: Path, *, npy=False, force=False) -> Answer | None:
+def write_answer(
+    question: Question, file: Path, target: Path, *, npy: bool = False, force: bool = False
+) -> Answer | None:
     """Explain the picture in a file and write the result to `target`; None if exactly that is there already.
 
     With `npy`, the map goes beside it. Raises DataError for a picture that cannot be read, and, unless `force` is
@@ -179,8 +186,7 @@ def _figure(question: Question, answer: Answer, name: str) -> Figure:
     """The picture beside the map of each target, each on its own scale; below, the best classes and the ledger."""
     width = WIDTH * (1 + len(answer.maps)) / 2
     best = f"top {len(answer.best)}: " + ", ".join(f"{label} {p}" for label, p in answer.best["p"].items())
-    columns = zip(answer.ledger.columns, answer.ledger.T.to_numpy(), strict=True)
-    ledger = [f"{of}: {', '.join(map(' '.join, zip(answer.ledger.index, x, strict=True)))}" for of, x in columns]
+    ledger = [f"{of}: {', '.join(map(' '.join, amounts.items()))}" for of, amounts in answer.ledger.items()]
     signs = "and not for others" if question.contrastive else "blue against it"
     scale = f"red speaks for the class, {signs}; full colour from the {SATURATED:.1%} quantile of |relevance| on"
     paragraphs = (best, *ledger, str(question), scale)

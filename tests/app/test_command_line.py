@@ -98,6 +98,9 @@ def test_a_question_can_be_put_from_python(here):
     for field in dataclasses.fields(Question):
         assert (options.pop(field.name) or None) == (getattr(defaults, field.name) or None), field.name
     assert options.keys() == {"command", "images", "output", "npy", "force"}
+    for option, value in {"composite": "lrp", "contrastive": 3, "bias": "absorbed"}.items():
+        with pytest.raises(OptionError, match=f"--{option} {value!r} is unknown: choose .*(epsilon-plus, |2|exclude)"):
+            Question(model="scene_vgg", **{option: value})
 
 
 @pytest.mark.parametrize("kind", [1, 2])
