@@ -34,7 +34,7 @@ from .from_files import OptionError, Preparation, class_names, device, find_clas
 BOXED = ("epsilon-gamma-box", "relevance-splitting")  # composites that ask for the bounds of the input
 CHOICES = {"composite": COMPOSITES, "contrastive": (None, 1, 2), "bias": (None, "absorb", "exclude")}
 SATURATED = 0.998  # quantile of |relevance| from which on colours are full: single pixels would pale all others
-NEGLIGIBLE = 1e-6  # fraction of the largest amount below which an amount is shown as zero
+NEGLIGIBLE = 1e-6  # fraction of the seed below which an amount is shown as zero
 
 
 @dataclass

@@ -135,7 +135,7 @@ def fetch(item, folder=None):
 
 def _fill(item, part):
     """Append to the part file what is missing, over as many connections as it takes."""
-    idle = 0
+    idle = 0  # connections in a row that brought nothing
     while idle < ATTEMPTS:
         before = part.stat().st_size if part.exists() else 0
         try:

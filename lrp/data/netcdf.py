@@ -156,6 +156,7 @@ def _celsius(x: np.ndarray, raw: xr.DataArray, units: str | None, path: Path) ->
         raise DataError(f"{raw.name} of {path} is in {said!r}, not in K or degC: is it a temperature? Else pass units=")
     if np.isinf(x).any():
         raise DataError(f"{raw.name} of {path} holds infinite values: mask them as _FillValue")
+    # an empty field has no range: `_masked` refuses it later
     low, high = (float(f(x)) for f in (np.nanmin, np.nanmax)) if (~np.isnan(x)).any() else (0.0, 0.0)
     if word in KELVIN and low > LIMIT:
         x, low, high = x.astype(np.float64) - ZERO, low - ZERO, high - ZERO

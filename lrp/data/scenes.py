@@ -94,6 +94,7 @@ def scenes(
 
 
 def _check(fewest, most, size, seed, split, classes, distinct, textures):
+    """Raise DataError for options of `scenes` that no scene can meet."""
     if split not in SPLITS:
         raise DataError(f"split {split!r} is not one of {SPLITS}")
     if not textures or not set(textures) <= set(TEXTURES):
@@ -138,7 +139,7 @@ def _ground(rng, size, split, textures):
         Image.fromarray(region).resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + crop, y + crop))
     )
     gray = np.rot90(gray, rng.integers(4))
-    gray = ((gray - gray.mean()) / gray.std()).clip(-2.5, 2.5)
+    gray = ((gray - gray.mean()) / gray.std()).clip(-2.5, 2.5)  # textures differ; their contrast is to be drawn
     mean, deviation = rng.uniform(0.25, 0.75), rng.uniform(0.06, 0.12)
     tint = rng.uniform(0.8, 1.2, 3)
     return (mean + deviation * gray) * (tint / tint.mean())[:, None, None], mean
@@ -148,7 +149,7 @@ def _places(rng, count, scale):
     """Centres (x, y) and sides of `count` squares that do not overlap, in scene heights."""
     largest = min(scale[1], 0.9 / np.ceil(np.sqrt(count)))
     sides = rng.uniform(min(scale[0], 0.8 * largest), largest, count)
-    while True:
+    while True:  # smaller squares after 256 tries, so this ends
         half = sides / 2 + 0.02
         centers = half[:, None] + rng.uniform(0, 1, (256, count, 2)) * (1 - 2 * half)[:, None]
         gaps = np.abs(centers[:, :, None] - centers[:, None]).max(-1) - (half[:, None] + half)
@@ -172,14 +173,14 @@ def _ink(rng, size, split, label, center, side):
     )
     distance = np.abs((np.arange(size) + 0.5) / size - center[:, None]) <= side / 2
     ramp = ((gray - 0.32) / 0.36).clip(0, 1) * distance[1][:, None] * distance[0]
-    return ramp * ramp * (3 - 2 * ramp)
+    return ramp * ramp * (3 - 2 * ramp)  # a smooth step: edges at any size, without stairs of 8 x 8 pixels
 
 
 def _paint(rng, image, ink, mean, contrast):
     """The image under ink of some colour, darker or lighter than the ground's mean, never quite opaque."""
     difference = rng.uniform(*contrast)
     sign = rng.choice((-1, 1))
-    if not 0 <= mean + sign * difference <= 1:
+    if not 0 <= mean + sign * difference <= 1:  # no room on this side of the ground
         sign = -sign
     hue = rng.uniform(-0.15, 0.15, 3)
     color = mean + sign * difference + hue - hue.mean()
@@ -195,5 +196,6 @@ def _light(rng, image):
 
 
 def _box(mask):
+    """The box around a mask: x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
