@@ -19,6 +19,10 @@ from ..errors import DataError
 from .datasets import find
 from .netcdf import load, some
 
+# what the book's page of this module shows: `load` too, which comes from `netcdf`
+__all__ = ["Inputs", "anomalies", "area_weights", "as_field", "box_weights", "ersst", "inputs", "labels", "land"]
+__all__ += ["load", "nino34", "noaa_index", "pacific", "split"]
+
 BOX = {"lat": (-5.0, 5.0), "lon": (190.0, 240.0)}  # Nino 3.4
 PACIFIC, NOAA = "climate/pacific_sst_anom_1970_2003.nc", "climate/nino34.long.anom.data.txt"
 ERSST = "climate/sst.mnmean.nc"
