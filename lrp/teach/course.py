@@ -1,12 +1,11 @@
 """Self-checks of the exercises: right, not yet, or wrong, without a word of the answer.
 
-A cell tagged `check` judges the names that the solution before it binds. `holds` asks for properties, which are
-computed and so show nothing of the way; `check` compares a number or a choice with a salted digest, which keeps the
-answer from being read by accident, and no more. Both return a `Verdict`, and raise for nothing that a reader may have
-typed.
+A cell tagged `check` judges the names that the solution before it binds. `holds` tests properties of the answer, which
+show nothing of the solution. `check` compares a number or a choice with a salted digest: so nobody reads the answer by
+accident. Both return a `Verdict`, and raise no error for any answer of a reader.
 
-The check cells of the repository end in `.required()`: there the reference solution is judged, and anything but right
-stops the run. `lrp/build/editions.py` takes that word away for students.
+The check cells of the repository end in `.required()`: there the reference solution is judged, and any verdict but
+right stops the run. `lrp/build/editions.py` removes that word for students.
 """
 
 import hashlib
@@ -44,9 +43,7 @@ class Verdict:
     def required(self) -> "Verdict":
         """Return the verdict if it is right. Raises NotRight otherwise: the solution of the repository must pass."""
         if self.state != "right":
-            raise NotRight(
-                f"{self}\nThe solution before this cell or the check has changed: mend the one or the other."
-            )
+            raise NotRight(f"{self}\nThe solution before this cell or the check has changed: mend one of them.")
         return self
 
 
@@ -62,8 +59,8 @@ def missing(answer: object) -> bool:
 def holds(name: str, answer: object, properties: Mapping[str, Callable], hint: str = "") -> Verdict:
     """Judge an answer by its properties: {sentence: function of the answer that must be true}.
 
-    Properties are asked in order, and the first that fails is named. An answer of another kind than the functions
-    expect fails with their error as the reason.
+    Properties are tested in order, and the first that fails is named. Where a function raises an error, the answer
+    fails, and the error is the reason.
     """
     if missing(answer):
         return Verdict(name, "not yet", hint)
@@ -72,7 +69,7 @@ def holds(name: str, answer: object, properties: Mapping[str, Callable], hint: s
             if bool(true_of(answer)):
                 continue
             why = ""
-        except Exception as error:  # whatever an unforeseen answer causes is told to who gave it
+        except Exception as error:  # any error that an unforeseen answer causes is shown to the reader
             why = f" ({kind(answer)} cannot be judged: {str(error).splitlines()[0] if str(error) else repr(error)})"
         return Verdict(name, "wrong", f"Fails: {sentence}{why}. {hint}".strip())
     return Verdict(name, "right", f"Holds: {'; '.join(properties)}.")
@@ -102,14 +99,14 @@ def check(
             return Verdict(name, "wrong", f"The answer is a number, and {kind(answer)} is none. {hint}".strip())
         if not math.isfinite(value):
             return Verdict(name, "wrong", f"The answer is a finite number, not {value}. {hint}".strip())
-        found = expected in {digest(name, near, digits) for near in neighbours(value, digits)}
+        found = {digest(name, near, digits) for near in neighbours(value, digits)}
     else:
         chosen = list(answer) if isinstance(answer, (set, list, tuple)) else [answer]
         if not all(isinstance(one, str) and one in options for one in chosen):
             these = ", ".join(map(repr, options))
             return Verdict(name, "wrong", f"Choose among {these}; {answer!r} is not there. {hint}".strip())
-        found = digest(name, set(chosen)) == expected
-    return Verdict(name, "right") if found else Verdict(name, "wrong", hint)
+        found = {digest(name, set(chosen))}
+    return Verdict(name, "right") if expected in found else Verdict(name, "wrong", hint)
 
 
 def neighbours(value: float, digits: int) -> tuple[float, float, float]:
@@ -128,6 +125,6 @@ def digest(name: str, answer: object, digits: int | None = None) -> str:
 
 
 def kind(answer: object) -> str:
-    """Say of which kind an answer is, with its shape where it has one."""
+    """Name the type of an answer, with its shape where it has one."""
     shape = getattr(answer, "shape", None)
     return f"a {type(answer).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else "")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..explanation import Explanation
 
 FOR, AGAINST = "#b2182b", "#2166ac"
-PARTS = {  # of a seed, in the ledger
+PARTS = {  # where the relevance of a seed goes, in the ledger
     "input": ("still on its way", "#d9d9d9"),
     "bias": ("kept by biases", "#e08214"),
     "stabiliser": ("kept by stabilisers", "#8073ac"),
@@ -25,8 +25,8 @@ PARTS = {  # of a seed, in the ledger
 }
 
 
-def _signed(value: float) -> str:
-    return "white" if value == 0 else FOR if value > 0 else AGAINST
+def _sign(value: float) -> str:
+    return FOR if value > 0 else AGAINST
 
 
 def network(
@@ -42,26 +42,20 @@ def network(
     on the lines. With `messages` (out, in) the lines show those instead: red for, blue against, wide where much
     flows, none where nothing does.
     """
-    values, weights = [np.asarray(v) for v in values], [np.asarray(w) for w in weights]
-    messages = None if messages is None else [np.asarray(m) for m in messages]
-    tallest = max(len(v) for v in values)
-    places = [[(2.2 * k, (tallest - len(v)) / 2 + tallest - 1 - i - (tallest - len(v))) for i in range(len(v))]
-              for k, v in enumerate(values)]  # fmt: skip
-    largest = max(np.abs(m).max() for m in messages) if messages is not None else 1.0
-    for k, w in enumerate(weights):
-        shown = w if messages is None else messages[k]
-        for j, i in np.ndindex(*w.shape):
-            (x0, y0), (x1, y1) = places[k][i], places[k + 1][j]
-            if shown[j, i] == 0:
-                continue
-            width = 0.8 if messages is None else 0.6 + 4 * abs(shown[j, i]) / largest
-            ax.plot([x0, x1], [y0, y1], color=_signed(shown[j, i]), lw=width, alpha=0.55, zorder=1)
+    shown = [np.asarray(w) for w in (weights if messages is None else messages)]
+    tallest, largest = max(map(len, values)), max(np.abs(w).max() for w in shown)
+    places = [[(2.2 * k, (tallest + len(v)) / 2 - 1 - i) for i in range(len(v))] for k, v in enumerate(values)]
+    for k, flow in enumerate(shown):
+        for j, i in np.argwhere(flow):
+            (x0, y0), (x1, y1), amount = places[k][i], places[k + 1][j], flow[j, i]
+            width = 0.8 if messages is None else 0.6 + 4 * abs(amount) / largest
+            ax.plot([x0, x1], [y0, y1], color=_sign(amount), lw=width, alpha=0.55, zorder=1)
             at = {0: 0.5, 1: 0.36, -1: 0.64, 2: 0.24, -2: 0.76}.get(j - i, 0.4)  # so crossing lines' labels stand apart
-            ax.text(x0 + at * (x1 - x0), y0 + at * (y1 - y0), f"{shown[j, i]:g}", fontsize=7, ha="center",
+            ax.text(x0 + at * (x1 - x0), y0 + at * (y1 - y0), f"{amount:g}", fontsize=7, ha="center",
                     va="center", zorder=2, bbox={"fc": "white", "ec": "none", "pad": 0.6})  # fmt: skip
     for k, column in enumerate(values):
         for (x, y), value in zip(places[k], column, strict=True):
-            edge = "0.3" if messages is None else _signed(value) if value else "0.6"
+            edge = "0.3" if messages is None else _sign(value) if value else "0.6"
             ax.scatter(x, y, s=620, fc="white", ec=edge, lw=1.4, zorder=3)
             ax.text(x, y, f"{value:g}", ha="center", va="center", fontsize=9, zorder=4)
         if labels:
@@ -71,21 +65,21 @@ def network(
 
 
 def ledger(ax: Axes, e: Explanation, title: str | None = None) -> None:
-    """Draw where relevance has gone when the walk has passed each layer with weights, as shares of the seed.
+    """Draw where relevance has gone after each layer with weights, as fractions of the seed.
 
-    From the output (left) to the input (right): grey is still on its way, orange kept by biases, purple by
-    stabilisers, black lost (`ledger_key` says so). The bars of a column sum to 1 (a negative share hangs below zero).
-    Of many layers only the first of each stage is named.
+    From the output (left) to the input (right): grey is still on its way, orange went to biases, purple to
+    stabilisers, black is lost; `ledger_key` draws the key. The bars of a column sum to 1, and a negative fraction
+    hangs below zero. Of many layers only the first of each stage is named.
     """
-    books = e.ledger
-    kept = books[["bias", "stabiliser", "lost"]].cumsum() / e.totals["seed"]
-    rows = kept[books["kind"].isin(["convolution", "dense", "batchnorm"])]
+    table = e.ledger
+    gone = table[["bias", "stabiliser", "lost"]].cumsum() / e.totals["seed"]
+    rows = gone[table["kind"].isin(["convolution", "dense", "batchnorm"])]
     x = np.arange(len(rows))
     up, down = np.zeros(len(rows)), np.zeros(len(rows))
     for part, (_, colour) in PARTS.items():
-        share = (1 - rows.sum(axis=1) if part == "input" else rows[part]).to_numpy()
-        ax.bar(x, share, 0.86, np.where(share >= 0, up, down), color=colour)
-        up, down = up + share.clip(min=0), down + share.clip(max=0)
+        height = (1 - rows.sum(axis=1) if part == "input" else rows[part]).to_numpy()
+        ax.bar(x, height, 0.86, np.where(height >= 0, up, down), color=colour)
+        up, down = up + height.clip(min=0), down + height.clip(max=0)
     ax.axhline(0, color="0.3", lw=0.6)
     names = list(rows.index)
     if len(names) > 10:
@@ -113,8 +107,7 @@ def curves(
     With `linear_below` the axis of x is logarithmic above that value.
     """
     for ax, (quantity, line) in zip(axes, table.items(), strict=True):
-        ax.plot(x, [i.mean for i in line], "o-", ms=3, lw=1.2, color="0.2")
-        ax.fill_between(x, [i.low for i in line], [i.high for i in line], color="0.2", alpha=0.18, lw=0)
+        _band(ax, x, line, 0.18, marker="o", ms=3, lw=1.2, color="0.2")
         ax.set(xlabel=xlabel)
         ax.set_title(quantity, fontsize=8)
         if linear_below is not None:
@@ -139,10 +132,9 @@ def dots(
     with another colour, label and `shift` (in rows, upwards) adds a second series to the same rows.
     """
     y = np.arange(len(rows))[::-1]
-    mean = np.array([i.mean for i in rows.values()])
-    low, high = (np.array([getattr(i, end) for i in rows.values()]) for end in ("low", "high"))
-    spread = [mean - low, high - mean]
-    ax.errorbar(mean, y + shift, xerr=spread, fmt="o", ms=4, color=colour, capsize=2, lw=1.2, label=label)
+    mean, low, high = np.array([(i.mean, i.low, i.high) for i in rows.values()]).T
+    ax.errorbar(mean, y + shift, xerr=[mean - low, high - mean], fmt="o", ms=4, color=colour, capsize=2, lw=1.2,
+                label=label)  # fmt: skip
     for name, control in (controls or {}).items():
         ax.axvline(control.mean, color="0.5", ls=":", lw=1)
         ax.text(control.mean, len(rows) - 0.5, f" {name}", rotation=90, fontsize=7, color="0.4", ha="right", va="top")
@@ -161,16 +153,21 @@ def bands(
     """
     for name, (colour, dashes) in styles.items():
         if line := lines.get(name):
-            ax.plot(x, [i.mean for i in line], ls=dashes, lw=1.3, color=colour, label=name)
-            ax.fill_between(x, [i.low for i in line], [i.high for i in line], color=colour, alpha=0.13, lw=0)
+            _band(ax, x, line, 0.13, ls=dashes, lw=1.3, color=colour, label=name)
+
+
+def _band(ax: Axes, x: Sequence[float], intervals: Sequence[Interval], alpha: float, **line) -> None:
+    """Means as a line, with the band of their intervals."""
+    ax.plot(x, [i.mean for i in intervals], **line)
+    low, high = ([getattr(i, end) for i in intervals] for end in ("low", "high"))
+    ax.fill_between(x, low, high, color=line["color"], alpha=alpha, lw=0)
 
 
 def matrix(ax: Axes, values: np.ndarray, labels: Sequence | None = None, title: str | None = None) -> AxesImage:
     """A matrix of cosines, white at 0, red at 1, blue at -1, with a mark per row and column. Returns the image."""
-    drawn = ax.imshow(np.asarray(values), cmap="RdBu_r", vmin=-1, vmax=1)
-    marks = range(len(values)) if labels is None else labels
-    ax.set_xticks(range(len(values)), marks, fontsize=6.5)
-    ax.set_yticks(range(len(values)), marks, fontsize=6.5)
+    drawn, places = ax.imshow(np.asarray(values), cmap="RdBu_r", vmin=-1, vmax=1), range(len(values))
+    for set_ticks in (ax.set_xticks, ax.set_yticks):
+        set_ticks(places, places if labels is None else labels, fontsize=6.5)
     ax.tick_params(length=0, pad=1)
     ax.set_title(title)
     return drawn

@@ -1,4 +1,4 @@
-"""The explorer: choose a network, an image, a class and rules by hand, and see the map with its books.
+"""The explorer: choose a network, an image, a class and rules by hand, and see the map with its ledger.
 
 `Explorer` turns a `State` into a `View` and knows no widget; `explore` puts controls around it.
 """
@@ -7,13 +7,12 @@ import base64
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from html import escape
 from inspect import signature
 
 import ipywidgets as widgets
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -41,12 +40,12 @@ ROWS = (("network", "image", "composite"), ("target",), ("epsilon", "gamma", "co
 PREDICTED = "predicted"
 FALLBACK = "Interactive explorer: run this notebook in JupyterLab (make lab) to move its sliders."
 
-# ---------------------------------------------------------------- what is asked for, and the answer
+# ---------------------------------------------------------------- the question and the answer
 
 
 @dataclass(frozen=True)
 class State:
-    """What is asked for: names of a network, an image and a composite, a class (None: the predicted one), its knobs."""
+    """The question: names of a network, an image and a composite, a class (None: the predicted), the sliders."""
 
     network: str
     image: str
@@ -77,7 +76,7 @@ class View:
 
     @property
     def probabilities(self) -> Tensor:
-        """What the network believes, (K,)."""
+        """The softmax of the network's output, (K,)."""
         return self.explanation.output[0].softmax(0)
 
 
@@ -94,21 +93,22 @@ class Explorer:
         self.explainer = lru_cache(maxsize=64)(self._explainer)  # captured once, for all images and classes
 
     def view(self, state: State) -> View:
-        """Explain what is asked for. Raises ValueError for a name that is not there, and what `LRP.explain` raises."""
+        """Answer a question. Raises ValueError for an unknown name, and what `LRP.explain` raises."""
         for kind, there in (("network", self.networks), ("image", self.images), ("composite", COMPOSITES)):
             if getattr(state, kind) not in there:
                 raise ValueError(f"no {kind} is called {getattr(state, kind)!r}: there are {', '.join(there)}")
-        knobs = tuple((name, getattr(state, name)) for name in tunable(state.composite))
+        sliders = tuple((name, getattr(state, name)) for name in tunable(state.composite))
         model, image = self.networks[state.network], self.images[state.image]
         x = models.normalizer(state.network)(image)[None].to(next(model.parameters()))
         seed = Contrastive(positive=False) if state.contrast else Logit()
-        return View(state, image, self.explainer(state.network, state.composite, knobs).explain(x, state.target, seed))
+        explainer = self.explainer(state.network, state.composite, sliders)
+        return View(state, image, explainer.explain(x, state.target, seed))
 
-    def _explainer(self, network: str, composite: str, knobs: tuple[tuple[str, float], ...]) -> LRP:
+    def _explainer(self, network: str, composite: str, sliders: tuple[tuple[str, float], ...]) -> LRP:
         make = COMPOSITES[composite]
         box = dict(zip(("low", "high"), models.normalizer(network).bounds(), strict=True))
         given = {name: bound for name, bound in box.items() if name in signature(make).parameters}
-        return LRP(self.networks[network], make(**given, **dict(knobs)))
+        return LRP(self.networks[network], make(**given, **dict(sliders)))
 
 
 def tunable(composite: str) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ def tunable(composite: str) -> tuple[str, ...]:
 
 def draw_maps(view: View) -> Figure:
     """The image beside its heat map, with the scale of colours."""
-    fig = Figure(figsize=(4.4, 2.1), layout="none")  # a layout that is sought anew would take half of the time
+    fig = Figure(figsize=(4.4, 2.1), layout="none")  # a constrained layout would take half of the time
     left, right = (fig.add_axes((x, 0.02, 0.41, 0.86)) for x in (0.005, 0.44))
     figures.show_image(left, view.image, view.state.image)
     contrast = ", contrast" if view.state.contrast else ""
@@ -133,29 +133,29 @@ def draw_maps(view: View) -> Figure:
     return fig
 
 
-def draw_books(view: View) -> Figure:
-    """The probabilities of the classes, and where the seed went."""
+def draw_ledger(view: View) -> Figure:
+    """The probabilities of the classes, and the ledger: one bar per entry, the first is the sum of the others."""
     fig = Figure(figsize=(3.2, 2.1), layout="none")
     left, right = (fig.add_axes((x, 0.12, 0.29, 0.76)) for x in (0.06, 0.69))
-    probabilities = view.probabilities.tolist()
-    colours = ["0.2" if k == view.target else "0.7" for k in range(len(probabilities))]
-    left.barh([str(k) for k in range(len(probabilities))], probabilities, color=colours)
+    p, totals = view.probabilities.tolist(), view.explanation.totals
+    colours = ["0.2" if k == view.target else "0.7" for k in range(len(p))]
+    left.barh([str(k) for k in range(len(p))], p, color=colours)
     left.set(xlim=(0, 1), xticks=[0, 1], title="probability")
+    colours = ["0.35", *(colour for _, colour in PARTS.values())]
+    right.barh(range(len(LEDGER)), [totals[part] for part in LEDGER], 0.6, color=colours)
+    right.set_yticks(range(len(LEDGER)), _entries(view))
+    right.axvline(0, color="0.3", lw=0.6)
+    right.tick_params(length=0)
+    right.set(title="ledger", xticks=[])
+    right.spines[["left", "bottom"]].set_visible(False)
     left.invert_yaxis()
-    _ledger(right, view.explanation.totals)
+    right.invert_yaxis()
     return fig
 
 
-def _ledger(ax: Axes, totals: Mapping[str, float]) -> None:
-    """One bar per entry of the ledger: the first is the sum of the others."""
-    colours = ["0.35", *(colour for _, colour in PARTS.values())]
-    ax.barh(range(len(LEDGER)), [totals[part] for part in LEDGER], 0.6, color=colours)
-    ax.set_yticks(range(len(LEDGER)), [f"{name} {_amount(totals[part])}" for part, name in LEDGER.items()])
-    ax.axvline(0, color="0.3", lw=0.6)
-    ax.tick_params(length=0)
-    ax.set(title="ledger", xticks=[])
-    ax.spines[["left", "bottom"]].set_visible(False)
-    ax.invert_yaxis()
+def _entries(view: View) -> list[str]:
+    """The entries of the ledger in words: `seed +1.25`."""
+    return [f"{name} {_amount(view.explanation.totals[part])}" for part, name in LEDGER.items()]
 
 
 def _amount(value: float) -> str:
@@ -163,27 +163,23 @@ def _amount(value: float) -> str:
 
 
 def describe(view: View) -> tuple[str, str]:
-    """The heat map and the books in words, for those who do not see the pictures."""
+    """The heat map and the ledger in words, for those who do not see the pictures."""
     state, R = view.state, view.relevance
-    knobs = "".join(f", {name} {getattr(state, name):.2g}" for name in tunable(state.composite))
+    sliders = "".join(f", {name} {getattr(state, name):.2g}" for name in tunable(state.composite))
     y, x = divmod(int(R.argmax()), R.shape[1])
     maps = (
         f"Image {state.image} and its heat map: relevance for class {view.target}"
-        f"{' against all others' if state.contrast else ''} in {state.network} by {state.composite}{knobs}. "
+        f"{' against all others' if state.contrast else ''} in {state.network} by {state.composite}{sliders}. "
         f"Full colour at {float(R.abs().max()):.2g}; most evidence for it in row {y}, column {x}."
     )
-    totals = view.explanation.totals
-    believed = ", ".join(f"{k} {100 * p:.0f} %" for k, p in enumerate(view.probabilities.tolist()) if p >= 0.005)
-    books = f"Probabilities: {believed}. Ledger: " + ", ".join(
-        f"{name} {_amount(totals[part])}" for part, name in LEDGER.items()
-    )
-    return maps, f"{books}."
+    likely = ", ".join(f"{k} {100 * p:.0f} %" for k, p in enumerate(view.probabilities.tolist()) if p >= 0.005)
+    return maps, f"Probabilities: {likely}. Ledger: {', '.join(_entries(view))}."
 
 
 def page(view: View) -> str:
     """A view as HTML: both pictures with their descriptions, and one line that says what they show."""
     with mpl.rc_context(fname=figures.STYLE):
-        drawn = [_img(fig, alt) for fig, alt in zip((draw_maps(view), draw_books(view)), describe(view), strict=True)]
+        pictures = "".join(map(_img, (draw_maps(view), draw_ledger(view)), describe(view)))
     output, p = view.explanation.output[0], view.probabilities
     line = (
         f"{view.state.network} says {int(p.argmax())} ({100 * float(p.max()):.0f} %); "
@@ -191,15 +187,13 @@ def page(view: View) -> str:
     )
     return (
         '<figure style="margin: 0"><div style="display: flex; flex-wrap: wrap">'
-        f"{''.join(drawn)}</div><figcaption>{escape(line)}</figcaption></figure>"
+        f"{pictures}</div><figcaption>{escape(line)}</figcaption></figure>"
     )
 
 
 def _img(fig: Figure, alt: str) -> str:
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png")
-    width = round(110 * fig.get_figwidth())
-    source = base64.b64encode(buffer.getvalue()).decode()
+    fig.savefig(buffer := io.BytesIO(), format="png")
+    source, width = base64.b64encode(buffer.getvalue()).decode(), round(110 * fig.get_figwidth())
     style = "max-width: 100%; height: auto"
     return f'<img src="data:image/png;base64,{source}" alt="{escape(alt)}" width="{width}" style="{style}">'
 
@@ -223,14 +217,14 @@ class Panel(widgets.VBox):
 
     @property
     def state(self) -> State:
-        """What the controls ask for."""
+        """The question that the controls ask."""
         chosen = {name: control.value for name, control in self.controls.items()}
         return State(**chosen | {"target": None if chosen["target"] == PREDICTED else int(chosen["target"])})
 
     def update(self, _=None) -> None:
-        """Show what the controls ask for; an error takes the place of the pictures, and is raised."""
-        for knob in ("epsilon", "gamma"):
-            self.controls[knob].disabled = knob not in tunable(self.state.composite)
+        """Show the answer; an error is shown in place of the pictures, and raised."""
+        for name in ("epsilon", "gamma"):
+            self.controls[name].disabled = name not in tunable(self.state.composite)
         try:
             self.shown.value = page(self.explorer.view(self.state))
         except Exception as error:
@@ -241,46 +235,40 @@ class Panel(widgets.VBox):
         return FALLBACK
 
     def _repr_mimebundle_(self, **options) -> dict:
-        """The widget; where there is no kernel, its first pictures and a line that says what it is."""
+        """The widget; without a kernel, its first pictures and a line that says how to run it."""
         return super()._repr_mimebundle_(**options) | {"text/html": f"{self.shown.value}<p>{FALLBACK}</p>"}
 
 
 def _controls(explorer: Explorer) -> dict[str, widgets.Widget]:
     """One control per field of `State`, in that order."""
-    network, image = next(iter(explorer.networks)), next(iter(explorer.images))
-    start = State(network, image)
-    classes = len(explorer.view(start).probabilities)
-    wide, label = widgets.Layout(width="270px"), {"description_width": "75px"}
-    targets = [PREDICTED, *map(str, range(classes))]
+    start = State(next(iter(explorer.networks)), next(iter(explorer.images)))
+    targets = [PREDICTED, *map(str, range(len(explorer.view(start).probabilities)))]
+
+    def control(kind: type, name: str, tooltip: str, style: Mapping[str, str] | None = None, **options):
+        layout = options.pop("layout", {"width": "270px"})
+        style = {"description_width": "75px"} | (style or {})
+        return kind(description=name, tooltip=tooltip, layout=widgets.Layout(**layout), style=style, **options)
+
+    choose, slide = widgets.Dropdown, partial(widgets.FloatLogSlider, step=0.1, readout_format=".2g")
     return {
-        "network": widgets.Dropdown(
-            options=list(explorer.networks), description="network", tooltip="Which network is explained",
-            layout=wide, style=label,
+        "network": control(choose, "network", "Which network is explained", options=list(explorer.networks)),
+        "image": control(choose, "image", "The input of the network", options=list(explorer.images)),
+        "target": control(
+            widgets.ToggleButtons, "class", "Which class the map speaks for", {"button_width": "auto"}, options=targets,
+            tooltips=[f"Explain class {name}" for name in targets], layout={"width": "auto", "display": "flex"},
         ),
-        "image": widgets.Dropdown(
-            options=list(explorer.images), description="image", tooltip="What the network looks at",
-            layout=wide, style=label,
+        "composite": control(
+            choose, "composite", "Which rule stands in which layer", options=list(COMPOSITES), value=start.composite
         ),
-        "target": widgets.ToggleButtons(
-            options=targets, description="class", tooltips=[f"Explain class {name}" for name in targets],
-            tooltip="Which class the map speaks for", layout=widgets.Layout(width="auto", display="flex"),
-            style=label | {"button_width": "auto"},
+        "epsilon": control(
+            slide, "ε", "Stabiliser of the ε-rule, in units of each layer's rms", value=start.epsilon, min=-3, max=0
         ),
-        "composite": widgets.Dropdown(
-            options=list(COMPOSITES), value=start.composite, description="composite",
-            tooltip="Which rule stands in which layer", layout=wide, style=label,
+        "gamma": control(
+            slide, "γ", "How much the γ-rule favours contributions of the unit's own sign",
+            value=start.gamma, min=-2, max=2,
         ),
-        "epsilon": widgets.FloatLogSlider(
-            value=start.epsilon, min=-3, max=0, step=0.1, readout_format=".2g", description="ε",
-            tooltip="Stabiliser of the ε-rule, in units of each layer's rms", layout=wide, style=label,
-        ),
-        "gamma": widgets.FloatLogSlider(
-            value=start.gamma, min=-2, max=2, step=0.1, readout_format=".2g", description="γ",
-            tooltip="How much the γ-rule favours contributions of the unit's own sign", layout=wide, style=label,
-        ),
-        "contrast": widgets.Checkbox(
-            description="contrast", tooltip="Take away what speaks for all other classes", indent=True,
-            layout=wide, style=label,
+        "contrast": control(
+            widgets.Checkbox, "contrast", "Take away what speaks for all other classes", indent=True
         ),
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ import platform
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -107,21 +108,16 @@ def save(
     it once, at the end of its cell. Raises ValueError for a bad name, caption or number and for a name that
     was already saved with other content, and OSError if it cannot write.
     """
-    records.check_name("figure", name)
+    records.RUN.check_name("figure", name)
     if not caption.strip():
         raise ValueError(f"figure {name} needs a caption")
     picture = _png(fig)
-    caption = " ".join(caption.split())
-    record = {
-        "caption": caption,
-        "alt": " ".join((alt or caption).split()),
-        "numbers": records.flat(numbers or {}),
-    }
-    records.remember("figures", name, record, picture)
-    target = records.folder() / f"{name}.png"
+    words = {"caption": caption, "alt": alt or caption}
+    record = {key: " ".join(text.split()) for key, text in words.items()} | {"numbers": records.flat(numbers or {})}
+    records.RUN.keep("figures", name, record, picture)
+    target = records.RUN.place[1] / f"{name}.png"
     if not records.is_picture(target) or not same_picture(target.read_bytes(), picture):
         records.write(target, picture)
-    records.write_out(name[:2])
 
 
 def _png(fig: Figure) -> bytes:
@@ -203,16 +199,12 @@ def colorbar(image: AxesImage, ax: Axes | Sequence[Axes], label: str = "relevanc
     return bar
 
 
-def _top(R: np.ndarray, quantile: float) -> float:
-    """Where full colour stands: a quantile of `|R|`, or the maximum where that is zero."""
-    return float(np.quantile(np.abs(R), quantile)) or float(np.abs(R).max())
-
-
 def grid(
     images: Sequence,
     maps: Mapping[str, Sequence],
     rows: Sequence[str] | None = None,
-    scale: str | float = "row",
+    scale: Literal["row", "panel"] | float = "row",
+    *,
     quantile: float = 1.0,
     width: float = WIDTH,
     input_title: str = "input",
@@ -229,29 +221,36 @@ def grid(
     for title, column in maps.items():
         if len(column) != len(images):
             raise ValueError(f"column {title!r} has {len(column)} maps for {len(images)} images")
-    sums = {title: [_channel_sum(R) for R in column] for title, column in maps.items()}
-    n, m = len(images), 1 + len(sums)
+    n, m = len(images), 1 + len(maps)
     ratio = _array(images[0]).shape[-2] / _array(images[0]).shape[-1]
     key = 0.09 * m  # the colour key takes this many panels of width
     panel = width / (m + key + (0.25 if rows else 0))
     height = n * (panel * ratio + 0.2) + 0.25
     fig, axes = plt.subplots(n, m, figsize=(width, height), squeeze=False)
-    for i, image in enumerate(images):
-        show_image(axes[i, 0], image, input_title if i == 0 else None)
+    for i, (image, (left, *others)) in enumerate(zip(images, axes, strict=True)):
+        show_image(left, image, input_title if i == 0 else None)
         if rows:
-            axes[i, 0].set_ylabel(rows[i])
-        largest = max(_top(column[i], quantile) for column in sums.values())
-        for j, (title, column) in enumerate(sums.items(), start=1):
-            own = _top(column[i], quantile)
-            limit = {"row": largest, "panel": own}[scale] if isinstance(scale, str) else scale
-            drawn = show_relevance(axes[i, j], column[i], vmax=limit, title=title if i == 0 else None)
-            if scale == "panel":
-                axes[i, j].set_xlabel(f"±{own:.2g}", fontsize=8, color="0.35")
-        if scale != "panel":
-            axes[i, 0].set_xlabel(f"scale ±{largest if scale == 'row' else scale:.2g}", fontsize=8, color="0.35")
+            left.set_ylabel(rows[i])
+        drawn = _row(left, others, [_channel_sum(column[i]) for column in maps.values()], scale, quantile)
+    for ax, title in zip(axes[0, 1:], maps, strict=True):
+        ax.set_title(title)
     for ax in axes[0] if title_size else ():
         ax.title.set_fontsize(title_size)
     bar = colorbar(drawn, axes[:, 1:].ravel().tolist(), label="")
     bar.set_ticks([-drawn.norm.vmax, 0, drawn.norm.vmax], labels=["against", "0", "for"])
     bar.ax.tick_params(length=0)
     return fig, axes
+
+
+def _row(left: Axes, axes: Sequence[Axes], maps: list[np.ndarray], scale: str | float, quantile: float) -> AxesImage:
+    """Draw the maps of one image, and print where full colour stands; returns matplotlib's image of the last map."""
+    # a quantile of |R|, or the maximum where that is zero
+    tops = [float(np.quantile(np.abs(R), quantile)) or float(np.abs(R).max()) for R in maps]
+    limits = {"panel": tops, "row": [max(tops)] * len(tops)}[scale] if isinstance(scale, str) else [scale] * len(tops)
+    for ax, R, limit in zip(axes, maps, limits, strict=True):
+        drawn = show_relevance(ax, R, vmax=limit)
+        if scale == "panel":
+            ax.set_xlabel(f"±{limit:.2g}", fontsize=8, color="0.35")
+    if scale != "panel":
+        left.set_xlabel(f"scale ±{limits[0]:.2g}", fontsize=8, color="0.35")
+    return drawn

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 INTERACTIVE = Path(__file__).resolve().parents[2] / "build" / "interactive"
 
-# What this run recorded, in order: kind -> name -> (what is written, what counts beside it as content)
-_kept: dict[str, dict[str, tuple[dict, bytes]]] = {"figures": {}, "claims": {}}
-
 
 @dataclass(frozen=True)
 class Number:
@@ -37,38 +34,43 @@ class Number:
     atol: float = 1e-6
 
 
-def folder() -> Path:
-    """Return where pictures go."""
-    return Path(os.environ.get("LRP_FIGURES") or INTERACTIVE)
+class Run:
+    """What this process has recorded, in order, and where it goes."""
+
+    def __init__(self):
+        # kind -> name -> (what is written, what counts beside it as content)
+        self.kept: dict[str, dict[str, tuple[dict, bytes]]] = {"figures": {}, "claims": {}}
+
+    @property
+    def place(self) -> tuple[Path | None, Path]:
+        """The file that `make` names, None in interactive use, and the folder of the pictures."""
+        file, folder = (os.environ.get(name) for name in ("LRP_RUN", "LRP_FIGURES"))
+        return Path(file) if file else None, Path(folder or INTERACTIVE)
+
+    def check_name(self, kind: str, name: str) -> None:
+        """Raise ValueError unless the name is `NN_slug` and, in a run of make, NN is the notebook's number."""
+        if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
+            raise ValueError(f"{kind} name {name!r} must look like 01_slug: two digits, then lower case, no suffix")
+        file, _ = self.place
+        if file and not file.name.startswith(name[:3]):
+            raise ValueError(f"{kind} {name} must start with the number of its notebook, {file.stem}")
+
+    def keep(self, kind: str, name: str, record: dict, beside: bytes = b"") -> None:
+        """Keep a record ("figures" or "claims") and write all of its notebook; `beside` counts as content, unwritten.
+
+        Raises ValueError where a run of make gives one name to two contents; in interactive use the later one stays.
+        """
+        (file, folder), number = self.place, name[:2]
+        if file and self.kept[kind].get(name) not in (None, (record, beside)):
+            raise ValueError(
+                f"{kind[:-1]} {name} was already saved by this notebook, with other content: give it another name"
+            )
+        self.kept[kind][name] = record, beside
+        kept = {kind: {n: r for n, (r, _) in named.items() if n[:2] == number} for kind, named in self.kept.items()}
+        write(file or folder / f"{number}.json", json.dumps(kept, indent=1).encode())
 
 
-def check_name(kind: str, name: str) -> None:
-    """Raise ValueError unless the name is `NN_slug` and, in a run of make, NN is the notebook's number."""
-    if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
-        raise ValueError(f"{kind} name {name!r} must look like 01_slug: two digits, then lower case, no suffix")
-    run = os.environ.get("LRP_RUN")
-    if run and not Path(run).name.startswith(name[:3]):
-        raise ValueError(f"{kind} {name} must start with the number of its notebook, {Path(run).stem}")
-
-
-def remember(kind: str, name: str, record: dict, beside: bytes = b"") -> None:
-    """Keep a record ("figures" or "claims") for `write_out`; `beside` belongs to its content and is not written.
-
-    Raises ValueError where a run of make gives one name to two contents; in interactive use the later one stays.
-    """
-    before = _kept[kind].get(name)
-    if os.environ.get("LRP_RUN") and before not in (None, (record, beside)):
-        raise ValueError(
-            f"{kind[:-1]} {name} was already saved by this notebook, with other content: give it another name"
-        )
-    _kept[kind][name] = record, beside
-
-
-def write_out(number: str) -> None:
-    """Write all that was kept for the notebook with this number."""
-    kept = {kind: {n: r for n, (r, _) in named.items() if n[:2] == number} for kind, named in _kept.items()}
-    run = os.environ.get("LRP_RUN")
-    write(Path(run) if run else folder() / f"{number}.json", json.dumps(kept, indent=1).encode())
+RUN = Run()
 
 
 def flat(numbers: Mapping[str, object], prefix: str = "") -> dict[str, dict]:
@@ -78,22 +80,23 @@ def flat(numbers: Mapping[str, object], prefix: str = "") -> dict[str, dict]:
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             found |= flat(value, f"{name}/")
-            continue
-        if type(value).__name__ in ("bool", "bool_"):  # Python's or numpy's
-            found[name] = {"value": bool(value)}  # compared exactly
-            continue
-        if isinstance(value, Integral):
+        elif type(value).__name__ in ("bool", "bool_"):  # Python's or numpy's; compared exactly
+            found[name] = {"value": bool(value)}
+        elif isinstance(value, Integral):
             found[name] = {"value": int(value)}
-            continue
-        number = value if isinstance(value, Number) else Number(value)
-        try:
-            number = Number(float(number.value), float(number.rtol), float(number.atol))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"number {name!r} is a {type(value).__name__}, not one number") from error
-        if not math.isfinite(number.value):
-            raise ValueError(f"number {name!r} is {number.value}")
-        found[name] = asdict(number)
+        else:
+            found[name] = asdict(_finite(name, value if isinstance(value, Number) else Number(value)))
     return found
+
+
+def _finite(name: str, number: Number) -> Number:
+    try:
+        number = Number(float(number.value), float(number.rtol), float(number.atol))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"number {name!r} is a {type(number.value).__name__}, not one number") from error
+    if not math.isfinite(number.value):
+        raise ValueError(f"number {name!r} is {number.value}")
+    return number
 
 
 def intervals(rows: Mapping[str, Interval], rtol: float = 0.02, atol: float = 0.005) -> dict[str, dict]:

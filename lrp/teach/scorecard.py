@@ -12,7 +12,7 @@ Standard library only: the page is written without waiting for torch.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from . import records
 from .records import Number
@@ -25,6 +25,7 @@ NOT_DECIDED, NOT_TESTABLE = "not decided", "not testable here"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, NOT_DECIDED, NOT_TESTABLE)
 RTOL, ATOL = 0.02, 0.005  # tolerance of reproduction, as in metrics.numbers
 ENDS = ("mean", "low", "high")
+Side = Literal["below", "above"]
 
 
 class Paper(NamedTuple):
@@ -81,7 +82,7 @@ def claim(
     statement: str,
     ours: "Interval | bool",
     *,
-    expected: str | None = None,
+    expected: Side | None = None,
     zero: float = 0.0,
     paper: str | None = None,
     shown: "Mapping[str, Interval | Number | float] | None" = None,
@@ -104,13 +105,13 @@ def claim(
     already given to another claim.
     """
     ours = ours.item() if hasattr(ours, "item") else ours  # a bool of numpy or torch
-    context = {key: _spread(value, atol) for key, value in (shown or {}).items()}
-    numbers = records.flat({"ours": _spread(ours, atol), "shown": context})  # from here on every number is finite
+    context = {key: _parts(value, atol) for key, value in (shown or {}).items()}
+    numbers = records.flat({"ours": _parts(ours, atol), "shown": context})  # from here on every number is finite
     verdict = judge(ours, expected, zero, name)
     if figure is not None and figure[:3] != name[:3]:
         raise ValueError(f"claim {name} names figure {figure!r}, which is of another notebook")
-    fields = {"expected": expected, "zero": float(zero) if expected else None, "figure": figure, "numbers": numbers}
-    return _keep(name, statement, verdict, paper, reason, source, **fields)
+    side = {"expected": expected, "zero": float(zero) if expected else None}
+    return _keep(name, statement, verdict, paper, reason, source, **side, figure=figure, numbers=numbers)
 
 
 def untestable(
@@ -119,11 +120,11 @@ def untestable(
     """Record a claim that cannot be tested here, and why not; arguments and errors as in `claim`."""
     if not reason.strip():
         raise ValueError(f"claim {name} needs a reason: why can it not be tested here?")
-    fields = {"expected": None, "zero": None, "figure": None, "numbers": {}}
-    return _keep(name, statement, NOT_TESTABLE, paper, reason, source, **fields)
+    side = {"expected": None, "zero": None}
+    return _keep(name, statement, NOT_TESTABLE, paper, reason, source, **side, figure=None, numbers={})
 
 
-def judge(ours: "Interval | bool", expected: str | None, zero: float = 0.0, name: str = "") -> str:
+def judge(ours: "Interval | bool", expected: Side | None, zero: float = 0.0, name: str = "") -> str:
     """Return the verdict on what we found; an end of the interval that touches `zero` decides nothing."""
     if expected is None:
         if not isinstance(ours, bool):
@@ -132,7 +133,7 @@ def judge(ours: "Interval | bool", expected: str | None, zero: float = 0.0, name
                 f"but a {type(ours).__name__}"
             )
         return REPRODUCED if ours else NOT_REPRODUCED
-    if expected not in ("below", "above") or not _is_interval(ours):
+    if expected not in get_args(Side) or not _is_interval(ours):
         raise ValueError(
             f"claim {name} needs expected='below' or 'above' with an interval (mean, low, high, n); "
             f"got {expected!r} with a {type(ours).__name__}"
@@ -145,18 +146,17 @@ def judge(ours: "Interval | bool", expected: str | None, zero: float = 0.0, name
 
 
 class Sheet:
-    """The claims of one notebook, as they are judged: `sheet(name, ...)` is `claim` with its number before the name."""
+    """The claims of one notebook: `sheet(name, ...)` is `claim`, with the notebook's number put before the name."""
 
     def __init__(self, number: str):
         self.number, self.claims = number, []
 
-    def __call__(self, name: str, *args, **options) -> "Claim":
-        self.claims.append(claim(f"{self.number}_{name}", *args, **options))
+    def __call__(self, name: str, *args, state=claim, **options) -> "Claim":
+        self.claims.append(state(f"{self.number}_{name}", *args, **options))
         return self.claims[-1]
 
     def untestable(self, name: str, *args, **options) -> "Claim":
-        self.claims.append(untestable(f"{self.number}_{name}", *args, **options))
-        return self.claims[-1]
+        return self(name, *args, state=untestable, **options)
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.claims))
@@ -176,14 +176,11 @@ class Claim:
     def verdict(self) -> str:
         return self.record["verdict"]
 
-    def __repr__(self) -> str:
-        return f"{self.verdict}: {self._rest()}"
-
     def _repr_markdown_(self) -> str:
-        return f"**{self.verdict}**: {self._rest()}"
+        return f"**{self.verdict}**{repr(self).removeprefix(self.verdict)}"
 
-    def _rest(self) -> str:
-        parts = [self.record["statement"].rstrip(".")]
+    def __repr__(self) -> str:
+        parts = [f"{self.verdict}: {self.record['statement'].rstrip('.')}"]
         if ours := found(self.record):
             parts.append(f"Ours: {ours}" + (f" ({context})" if (context := beside(self.record)) else ""))
         parts.append(f"Paper: {self.record['paper'] or NO_NUMBER}")
@@ -196,7 +193,7 @@ class Claim:
 
 
 def _keep(name: str, statement: str, verdict: str, paper, reason, source, **fields) -> Claim:
-    records.check_name("claim", name)
+    records.RUN.check_name("claim", name)
     if not statement.strip():
         raise ValueError(f"claim {name} needs a statement")
     source = source or next((key for key, known in PAPERS.items() if known.notebook == name[:2]), None)
@@ -205,8 +202,7 @@ def _keep(name: str, statement: str, verdict: str, paper, reason, source, **fiel
     words = {"statement": statement, "paper": paper, "reason": reason}
     words = {key: " ".join(text.split()) if text else None for key, text in words.items()}
     record = {"source": source, **words, "verdict": verdict, **fields}
-    records.remember("claims", name, record)
-    records.write_out(name[:2])
+    records.RUN.keep("claims", name, record)
     return Claim(name, record)
 
 
@@ -214,13 +210,12 @@ def _is_interval(value) -> bool:
     return all(hasattr(value, end) for end in (*ENDS, "n"))
 
 
-def _spread(value, atol: float):
+def _parts(value, atol: float):
     """Return an interval as a mapping of its parts, anything else as it is."""
     if not _is_interval(value):
         return value
-    left_out = getattr(value, "left_out", 0)
     parts = {end: Number(getattr(value, end), RTOL, atol) for end in ENDS} | {"n": int(value.n)}
-    return parts | ({"left_out": int(left_out)} if left_out else {})
+    return parts | ({"left_out": int(value.left_out)} if getattr(value, "left_out", 0) else {})
 
 
 # --- in words -----------------------------------------------------------------------------------------------
@@ -236,8 +231,8 @@ def found(record: dict) -> str:
 
 def beside(record: dict) -> str:
     """Return the quantities that are shown for context."""
-    quantities = _quantities(record).items()
-    return "; ".join(f"{name.removeprefix('shown/')} {text}" for name, text in quantities if name != "ours")
+    shown = {name.removeprefix("shown/"): text for name, text in _quantities(record).items() if name != "ours"}
+    return "; ".join(f"{name} {text}" for name, text in shown.items())
 
 
 def _quantities(record: dict) -> dict[str, str]:

@@ -29,7 +29,7 @@ def run(tmp_path, monkeypatch):
 
 def forget(monkeypatch):
     """Start a new run."""
-    monkeypatch.setattr(records, "_kept", {"figures": {}, "claims": {}})
+    monkeypatch.setattr(records, "RUN", records.Run())
 
 
 def line(top: float = 1.0):

@@ -47,7 +47,7 @@ def run(tmp_path, monkeypatch) -> Path:
 
 def forget(monkeypatch):
     """Start a new run."""
-    monkeypatch.setattr(records, "_kept", {"figures": {}, "claims": {}})
+    monkeypatch.setattr(records, "RUN", records.Run())
 
 
 def recorded(path: Path) -> dict:
