@@ -16,11 +16,11 @@ ROOMS = {  # new folder: old names; with a new file name where there is one
     "": "vocabulary:kinds capture:tracing sharing:propagate interop:engine",
     "data": "datasets scenes models training downloads netcdf geospatial fields googlenet:networks "
     "caffe_cifar:networks cifar_resnet:networks climate_nets:field_networks",
-    "evaluate": "metrics perturbation insertion localisation contribution randomisation baselines",
-    "studies": "lrn trials contrastive skips masked dmbp dmbp_result echo_state artifacts comparison",
+    "evaluate": "metrics perturbation insertion localisation contribution:localisation randomisation baselines",
+    "studies": "lrn trials:lrn contrastive skips masked dmbp dmbp_result echo_state artifacts comparison",
     "teach": "figures records drawings scorecard course explorer",
-    "build": "environment gallery scorecard_page contents book book_pages book_api book_links editions slides "
-    "slides_page slides_story notebook_keys:keys notebooks:runs notebook_lint:lint",
+    "build": "environment gallery scorecard_page:pages contents:pages book book_pages book_api:book book_links:book "
+    "editions slides slides_page:slides slides_story:slides notebook_keys:keys notebooks:runs notebook_lint:lint",
     "app": "answers command_line from_files",
 }
 MOVED = {

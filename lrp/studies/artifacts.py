@@ -1,4 +1,4 @@
-"""What a map owes to the network and not to the data: scores of stripes, borders and grids, and maps of nothing.
+"""Patterns that come from the network and not from the data: scores of stripes, borders, grids, and control maps.
 
 Maps are (N, H, W), or (N, C, H, W) whose channels are summed; each score is one value per map, (N,), in double
 precision. Scores take `|R|`, since maps of both signs cancel; NaN (land in a field) is no part of a map; a map that is
@@ -8,9 +8,8 @@ its scores, if it has any, are not known to us, and these are ours.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from dataclasses import field as attribute
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from ..data.geospatial import split
 from ..engine import LRP
 from ..errors import LRPError
 from ..evaluate import metrics
+from ..evaluate.perturbation import known
 from . import skips
 
 SIDES = {"left": (2, 0), "right": (2, -1), "top": (1, 0), "bottom": (1, -1)}  # axis of the map, place on it
@@ -37,32 +37,25 @@ def shares(R: Tensor) -> Tensor:
 # ---------------------------------------------------------------- stripes
 
 
-def column_profile(R: Tensor) -> Tensor:
-    """Share of `|R|` in each column, (N, W): 1 / W each where a map has no sweep."""
-    return shares(R).sum(1)
-
-
 def row_profile(R: Tensor) -> Tensor:
     """Share of `|R|` in each row, (N, H)."""
     return shares(R).sum(2)
 
 
-def first_share(R: Tensor, side: str = "left") -> Tensor:
-    """Share of `|R|` in the column or row that a recurrent network is fed first; fair is 1 / W or 1 / H.
+def first_share(R: Tensor, side: Literal["left", "right", "top", "bottom"] = "left") -> Tensor:
+    """Share of `|R|` in the column (or row) at a side, where a recurrent network begins: 1 / W (or 1 / H) if even.
 
-    `side` is "left" or "right" for columns, "top" or "bottom" for rows. Raises LRPError for another word.
+    Raises LRPError for another side.
     """
-    if side not in SIDES:
-        raise LRPError(f"{side!r} is no side of a map: there are {', '.join(SIDES)}")
-    axis, place = SIDES[side]
+    axis, place = SIDES[known("side", side, SIDES)]
     return shares(R).sum(3 - axis)[:, place]
 
 
 def row_norm_correlation(R: Tensor, W_in: Tensor, rows: Tensor | None = None) -> Tensor:
     r"""Rank correlation between the rows' shares of `|R|` and their input weights, :math:`\sum_i |W_{in,ki}|`.
 
-    `W_in` is (H, units), as in u W_in with columns u of the map fed one by one; `rows` (H,) bool keeps to some rows,
-    say those without objects. For a network fed row by row, hand over R.mT. Raises LRPError for other shapes.
+    `W_in` is (H, units), as in u W_in with columns u of the map fed one by one; `rows` (H,) bool selects rows, for
+    example those without objects. For a network fed row by row, give R.mT. Raises LRPError for other shapes.
     """
     profile = row_profile(R)
     if W_in.dim() != 2 or len(W_in) != profile.shape[1]:
@@ -124,7 +117,7 @@ def truth_overlap(R: Tensor, truth: Tensor) -> Overlap:
     .. math:: AUC = P(|R_p| > |R_q|) + \tfrac12 P(|R_p| = |R_q|), \quad p \text{ with truth}, q \text{ without}
 
     `truth` is (N, H, W), or (H, W) for all maps: contributions, which are ranked with their signs, or a mask (bool),
-    which is compared with `|R|`. Cells that are NaN in either are left out. NaN where a side has no spread or no cell.
+    which is compared with `|R|`. Cells that are NaN in either are left out. NaN where a side is constant or has no cell.
     Raises LRPError for other shapes.
     """
     R = metrics.heat(R)
@@ -144,7 +137,7 @@ def truth_overlap(R: Tensor, truth: Tensor) -> Overlap:
 def object_shares(R: Tensor, masks: Tensor) -> Tensor:
     """Share of `|R|` on each of K objects, masks (K, H, W) or (N, K, H, W) bool: (N, K).
 
-    With the square of the class first and the decoys after it, an answer to the class shows as the first column
+    Put the object of the class first and the decoys after it: where the map answers to the class, the first column is
     above the others. Raises LRPError for other shapes.
     """
     share = shares(R)
@@ -162,7 +155,7 @@ def _ranks(x: Tensor) -> Tensor:
 
 
 def _rank_correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Spearman's correlation of each row: (N, K), (N, K) -> (N,); NaN for rows without spread."""
+    """Spearman's correlation of each row: (N, K), (N, K) -> (N,); NaN for constant rows."""
     if x.shape[1] < 2:
         return x.new_full((len(x),), torch.nan)
     a, b = (r - r.mean(1, keepdim=True) for r in (_ranks(x), _ranks(y)))
@@ -179,22 +172,22 @@ def _auc(score: Tensor, positive: Tensor) -> Tensor:
     return ((_ranks(score) * positive).sum(1) - p * (p + 1) / 2) / (p * q)
 
 
-# ---------------------------------------------------------------- maps of nothing
+# ---------------------------------------------------------------- control maps
 
 
 @dataclass(frozen=True, eq=False)
 class ArtifactMaps:
-    """What survives without anything to find. Maps are mean shares of `|R|` and sum to 1.
+    """Maps of networks with something to learn and with nothing. Maps are mean shares of `|R|` and sum to 1.
 
     real (H, W): trained on the true labels. shuffled (repeats, H, W): trained on labels in random order. constant
     (repeats, H, W): those networks' maps of a constant input. accuracy of the first and accuracies (repeats,) of the
-    others, all on the samples held out. One shuffle may by chance resemble the labels or their opposite, and its
-    network then is far from 1/2 on either side: the mean over many is at chance.
+    others, all on the held-out samples. One shuffle may by chance resemble the labels or their opposite, and then its
+    accuracy is far from 1/2; the mean over many shuffles is at chance.
     """
 
-    real: Tensor = attribute(repr=False)
-    shuffled: Tensor = attribute(repr=False)
-    constant: Tensor = attribute(repr=False)
+    real: Tensor = field(repr=False)
+    shuffled: Tensor = field(repr=False)
+    constant: Tensor = field(repr=False)
     accuracy: float
     accuracies: Tensor
 
@@ -203,18 +196,13 @@ class ArtifactMaps:
         """The real map minus the mean artifact map, (H, W): above 0 is what labels added."""
         return self.real - self.shuffled.mean(0)
 
-    @property
-    def excess(self) -> Tensor:
-        """That difference in standard deviations between the shuffled networks, (H, W); NaN where these agree."""
-        spread = self.shuffled.std(0)
-        return torch.where(spread > 0, self.corrected / spread, torch.nan)
-
 
 def artifact_map(
     train_once: Callable[[Tensor, Tensor, int], Callable[[Tensor], Tensor]],
     inputs: Tensor,
     labels: Tensor,
     explain: Callable[..., Tensor],
+    *,
     repeats: int = 5,
     seed: int = 0,
     fraction: float = 0.8,
@@ -232,7 +220,7 @@ def artifact_map(
     Source: ours, after the question of landthayen2023fact.
     """
     if repeats < 2:
-        raise LRPError(f"repeats must be 2 or more, not {repeats}: one shuffled network has no spread")
+        raise LRPError(f"repeats must be 2 or more, not {repeats}: compare at least two shuffled networks")
     (x, held), (y, held_y) = split(inputs, torch.as_tensor(labels), fraction=fraction)
     generator = torch.Generator().manual_seed(seed)
     flat = torch.full_like(inputs[:1], constant)
@@ -266,10 +254,11 @@ def coverage(net: nn.Module, shape: tuple[int, ...]) -> Tensor:
     ones = copy.deepcopy(net).double().cpu().eval()
     with torch.no_grad():
         for name, parameter in ones.named_parameters():
-            parameter.fill_(0.0 if name.rsplit(".")[-1] == "bias" else 1.0)
+            parameter.fill_(float(name.rsplit(".")[-1] != "bias"))
         for module in ones.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-                module.running_mean.zero_(), module.running_var.fill_(1.0 - module.eps)
+                module.running_mean.zero_()
+                module.running_var.fill_(1.0 - module.eps)
         x = torch.ones(1, *((1, *shape) if len(shape) == 2 else shape), dtype=torch.float64)
         R = LRP(ones, composites.Epsilon(0)).attribute(x, seed=ones(x))
     return R[0].sum(0)

@@ -1,7 +1,7 @@
-"""Every method of the project on the same images and the same metrics: who is ahead, by how much, and at what price.
+"""Every method of the project on the same images and the same metrics: which is best, by how much, and at what cost.
 
 `measure` gives one value per method, metric and image; `summary` makes means with intervals of them, and `leaders`
-tells which methods these images do not separate from the best. All metrics but the cost are "more is better", and
+names the methods that these images do not separate from the best. All metrics but the cost are "more is better", and
 between 0 and 1 (insertion minus deletion: -1 to 1).
 """
 
@@ -25,7 +25,6 @@ from ..evaluate import baselines, insertion, localisation, metrics, randomisatio
 from ..evaluate.metrics import Interval
 from ..evaluate.perturbation import at_once
 from . import contrastive
-from .contrastive import UnitContrast
 from .dmbp import dmbp_method
 
 LOCALISATION, BLUR, BLACK = "localisation", "ID, blur", "ID, black"
@@ -35,7 +34,7 @@ PROTOCOLS = {BLUR: insertion.RISE, BLACK: insertion.STRICT}
 FAMILIES = ("control", "gradient", "layer, patch", "LRP", "contrast", "splitting", "masks")
 
 
-# ---------------------------------------------------------------- who takes part
+# ---------------------------------------------------------------- the methods
 
 
 @dataclass(frozen=True)
@@ -48,38 +47,37 @@ class Contender:
     at_most: int | None = None
 
 
-def contenders(low: Tensor | float, high: Tensor | float, residual: bool, slow: int | None = 8) -> list[Contender]:
-    """The methods of the project for inputs between `low` and `high`; relevance splitting where there are skips.
+def contenders(low: Tensor | float, high: Tensor | float, *, residual: bool, slow: int | None = 8) -> list[Contender]:
+    """The methods of the project for inputs between `low` and `high`; relevance splitting for `residual` networks.
 
     `slow` is how many images DMBP and occlusion get: the first runs hundreds of steps, the other hundreds of patches.
     """
     lrp, base = baselines.lrp_method, baselines.METHODS
     plus = contrastive.preset(low, high)
-    rows = [(name, "control", base[name]) for name in baselines.CONTROLS]
     gradients = ("gradient", "gradient x input", "SmoothGrad", "integrated gradients", "guided backprop", "DeconvNet")
-    rows += [(name, "gradient", base[name]) for name in gradients]
-    rows += [(name, "layer, patch", base[name]) for name in ("Grad-CAM", "guided Grad-CAM")]
+    families = {"control": baselines.CONTROLS, "gradient": gradients, "layer, patch": ("Grad-CAM", "guided Grad-CAM")}
+    rows = [(name, family, base[name]) for family, names in families.items() for name in names]
     rows += [
         ("Epsilon", "LRP", lrp(composites.Epsilon(0.1))),
         ("EpsilonPlus", "LRP", lrp(composites.EpsilonPlus())),
         ("EpsilonGammaBox", "LRP", lrp(composites.EpsilonGammaBox(low, high))),
         ("EpsilonAlpha2Beta1", "LRP", lrp(composites.EpsilonAlpha2Beta1())),
         ("z⁺ everywhere", "LRP", lrp(plus, seeds.OneHot())),
-        ("CLRP1", "contrast", lrp(plus, UnitContrast(1))),
-        ("CLRP2", "contrast", lrp(plus, UnitContrast(2))),
+        ("CLRP1", "contrast", lrp(plus, seeds.UnitContrast(1))),
+        ("CLRP2", "contrast", lrp(plus, seeds.UnitContrast(2))),
         ("SGLRP", "contrast", lrp(plus, seeds.SoftmaxGradient())),
     ]
     if residual:
-        splitting = composites.RelevanceSplitting
+        ours = composites.RelevanceSplitting(faithful=False, low=low, high=high)
         rows += [
-            ("splitting, authors'", "splitting", lrp(splitting(), seeds.Probability())),
-            ("splitting, corrected", "splitting", lrp(splitting, faithful=False, low=low, high=high)),
+            ("splitting, authors'", "splitting", lrp(composites.RelevanceSplitting(), seeds.Probability())),
+            ("splitting, corrected", "splitting", lrp(ours)),
         ]
     rows += [("occlusion", "layer, patch", base["occlusion"], slow), ("DMBP", "masks", dmbp_method("both"), slow)]
     return [Contender(*row) for row in rows]
 
 
-# ---------------------------------------------------------------- on which images
+# ---------------------------------------------------------------- the images
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,8 @@ class Images:
 
 
 def explain(model: nn.Module, method: Callable, x: Tensor, target: Tensor) -> Tensor:
-    """The maps (N, H, W), made in batches that memory bears."""
-    n = at_once(x)
-    parts = zip(x.split(n), target.split(n), strict=True)
+    """The maps (N, H, W), made in batches that fit into memory."""
+    parts = zip(x.split(at_once(x)), target.split(at_once(x)), strict=True)
     return torch.cat([method(model, *part).detach() for part in parts])
 
 
@@ -125,12 +122,12 @@ def localisation_of(R: Tensor, images: Images) -> Tensor:
 
 
 def class_sensitivity_of(model: nn.Module, method: Callable, pairs: Images) -> Tensor:
-    """Pointing game with two objects, each asked for once: share of the two maxima in the box asked for, (N,)."""
+    """Pointing game with two objects, each the target once: share of the two maxima inside the target's box, (N,)."""
     R = torch.stack([explain(model, method, pairs.x, label) for label in pairs.labels])
     return contrastive.per_image(localisation.pointing_game, R, pairs.masks)
 
 
-def randomised(model: nn.Module, x: Tensor, seed: int = 0, stops: int = 3) -> list[nn.Module]:
+def randomised(model: nn.Module, x: Tensor, seed: int = 0, *, stops: int = 3) -> list[nn.Module]:
     """Copies of a network with random parameters from the output down: in a third of its layers, in two, in all.
 
     Cascading, with norms calibrated on x: see `randomisation.degrade` (adebayo2018sanity).
@@ -144,14 +141,14 @@ def sanity_of(networks: Sequence[nn.Module], method: Callable, R: Tensor, images
     """How much maps R (N, H, W) of a trained network change in `randomised` ones, (N,).
 
     The mean of 1 - `|rank correlation|` over these networks: 0 is a map that does not depend on what was learned. A map
-    that is turned round in sign counts as the same, a flat one as another.
+    with the opposite signs counts as the same, a flat one as another.
     """
     maps = [explain(net, method, images.x, images.labels[0]) for net in networks]
     return 1 - torch.stack([randomisation.spearman(R, S).abs().nan_to_num() for S in maps]).mean(0)
 
 
 class _Count(TorchDispatchMode):
-    """Counts the work of convolutions and matrix products (torch's own counter stumbles over hooks of modules)."""
+    """Counts the work of convolutions and matrix products (torch's own counter fails at hooks of modules)."""
 
     work = 0
 
@@ -165,8 +162,8 @@ class _Count(TorchDispatchMode):
 def cost_of(model: nn.Module, method: Callable, x: Tensor, target: Tensor) -> float:
     """Work for the maps of x in units of one gradient with respect to it: convolutions and matrix products, counted.
 
-    Copies, checks and elementwise work are not counted, so that time on a machine may order methods that are near each
-    other in another way. Capture is part of the first explanation of a model: call the method once before.
+    Copies, checks and elementwise work are not counted, so times may order methods of nearly equal cost otherwise.
+    Capture is part of the first explanation of a model: call the method once before.
     """
     leaf = x.detach().clone().requires_grad_()
     if isinstance(method, baselines.Method):
@@ -187,6 +184,7 @@ def measure(
     singles: Images,
     pairs: Images,
     black: Tensor | float,
+    *,
     step: int = 256,
     sanity: int = 8,
     seed: int = 0,
@@ -203,23 +201,12 @@ def measure(
         sanity: how many images are explained in randomised networks.
     """
     rows, random = [], randomised(model, singles.x[:sanity], seed)
+    flips = {"step": step, "black": black, "progress": False}
     for contender in (bar := tqdm(methods, delay=5, leave=False, disable=not progress)):
         bar.set_description(contender.name)
-        method, n = contender.method, contender.at_most
-        one, few = singles[slice(n)], slice(sanity if n is None else min(sanity, (n + 1) // 2))
-        label = one.labels[0]
-        R = explain(model, method, one.x, label)
-        options = {"step": step, "black": black, "progress": False}
-        found = {
-            COST: [cost_of(model, method, one.x[:1], label[:1])],  # first, while the method still knows this model
-            LOCALISATION: localisation_of(R, one),
-            **{
-                name: insertion.measure(model, one.x, R, label, protocol=protocol, **options).id_score()
-                for name, protocol in PROTOCOLS.items()
-            },
-            CLASS: class_sensitivity_of(model, method, pairs[slice(n)]),
-            SANITY: sanity_of(random, method, R[few], one[few]),
-        }
+        n = contender.at_most
+        few = sanity if n is None else min(sanity, (n + 1) // 2)
+        found = _values(model, contender.method, singles[slice(n)], pairs[slice(n)], random, few, flips)
         head = {"method": contender.name, "family": contender.family}
         rows += [
             head | {"metric": metric, "sample": i, "value": float(value)}
@@ -229,17 +216,31 @@ def measure(
     return pd.DataFrame(rows)
 
 
-# ---------------------------------------------------------------- what came out
+def _values(model, method, one: Images, two: Images, random, few: int, flips: Mapping) -> dict[str, Sequence]:
+    """{metric: one value per image} of one method; `few` images are explained in the `random` networks."""
+    label = one.labels[0]
+    R = explain(model, method, one.x, label)
+    cost = cost_of(model, method, one.x[:1], label[:1])  # before `random`: the method keeps the last model it captured
+    ids = {
+        name: insertion.measure(model, one.x, R, label, protocol=protocol, **flips).id_score()
+        for name, protocol in PROTOCOLS.items()
+    }
+    sensitivity, sane = class_sensitivity_of(model, method, two), sanity_of(random, method, R[:few], one[:few])
+    return {COST: [cost], LOCALISATION: localisation_of(R, one), **ids, CLASS: sensitivity, SANITY: sane}
+
+
+# ---------------------------------------------------------------- the results
+
+
+def _by_metric(rows: pd.DataFrame):
+    """(metric, its rows), the cost left out, in the order of the rows."""
+    return rows[rows.metric != COST].groupby("metric", sort=False)
 
 
 def summary(rows: pd.DataFrame) -> dict[str, dict[str, Interval]]:
     """{metric: {method: mean with its interval}}, the cost left out, in the order of the rows."""
-    return {
-        metric: {
-            name: metrics.interval(by.value.to_numpy()) for name, by in part.groupby("method", sort=False)
-        }
-        for metric, part in rows[rows.metric != COST].groupby("metric", sort=False)
-    }  # fmt: skip
+    methods = {metric: part.groupby("method", sort=False).value for metric, part in _by_metric(rows)}
+    return {metric: {name: metrics.interval(v.to_numpy()) for name, v in by} for metric, by in methods.items()}
 
 
 def costs(rows: pd.DataFrame) -> dict[str, float]:
@@ -249,19 +250,19 @@ def costs(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def cheapness(rows: pd.DataFrame) -> dict[str, float]:
-    """{method: 1 - log cost / log of the largest cost}: 1 for a gradient or less, 0 for the dearest method."""
+    """{method: 1 - log cost / log of the largest cost}: 1 for a gradient or less, 0 for the costliest method."""
     known = {name: math.log(max(1.0, value)) for name, value in costs(rows).items()}
     return {name: 1 - value / max(known.values()) for name, value in known.items()}
 
 
 def leaders(rows: pd.DataFrame) -> dict[str, dict[str, Interval]]:
-    """{metric: {method: best - method}}: the best of the methods that explained most images, and those not told apart.
+    """{metric: {method: best - method}}: the best of the methods with most images, and those not separated from it.
 
-    A method stays where the interval of the paired difference reaches zero. With some twenty methods one or the other
-    stands there, or not, by chance. Methods with fewer images get no verdict: these would separate them from nobody.
+    A method is listed where the interval of the paired difference reaches zero. With some twenty methods one or another
+    is listed, or not, by chance. Methods with fewer images are left out: few images separate no methods.
     """
     found = {}
-    for metric, part in rows[rows.metric != COST].groupby("metric", sort=False):
+    for metric, part in _by_metric(rows):
         wide = part.pivot(index="sample", columns="method", values="value")[part.method.unique()]
         counts = part.groupby("method", sort=False).size()
         wide = wide[counts.index[counts == counts.max()]]
@@ -280,7 +281,7 @@ def agreement(means: Mapping[str, Mapping[str, Interval]], without: Sequence[str
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per method: means of all metrics, the cost in gradients, and the number of images.
 
-    A star stands at the best and at those not told apart from it (`leaders`).
+    A star marks the best and those not separated from it (`leaders`).
     """
     first, means = leaders(rows), summary(rows)
     columns = {

@@ -1,13 +1,14 @@
-"""Contrastive LRP (gu2018understanding): what a class has that others lack, and why plain z+ cannot say it.
+"""Contrastive LRP (gu2018understanding): what a class has that others lack, and why plain z+ cannot show it.
 
-Under z+ and z^B every layer hands relevance down by a matrix of non-negative shares that does not depend on the
+Under z+ and z^B every layer passes relevance down by a matrix of non-negative shares that does not depend on the
 relevance: R = A_1 ... A_L r. Products of such matrices lose their rank, so maps of different classes r become
 parallel; a contrast starts from a seed that sums to zero, and what is common to all classes cancels.
 """
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -22,7 +23,7 @@ from ..rules import Rule, ZBox, ZPlus
 from ..seeds import Contrastive, Logit, OneHot, Seed
 from ..seeds import UnitContrast as UnitContrast
 
-PIXELS = 2**18  # that go through a network at once
+PIXELS = 2**18  # of the images that go through a network at once
 
 # ---------------------------------------------------------------- rules and seeds
 
@@ -61,7 +62,7 @@ def maps(explainer: LRP, x: Tensor, targets: Sequence | Tensor, seed: Seed | Non
     if not len(targets) or (isinstance(targets, Tensor) and targets.dim() != 2):
         raise LRPError("targets are a list of ints or LongTensors (N,), or a LongTensor (T, N)")
     late = isinstance(seed, Contrastive) and seed.positive
-    start = type(seed)(seed.kind, seed.others, positive=False) if late else seed
+    start = replace(seed, positive=False) if late else seed
     rows = [torch.as_tensor(t, device=x.device).expand(len(x)).split(_at_once(x)) for t in targets]
     parts = [
         explainer.attribute(part, list(chunk), start, **options).sum(2)
@@ -71,21 +72,23 @@ def maps(explainer: LRP, x: Tensor, targets: Sequence | Tensor, seed: Seed | Non
     return seed.finish(R) if late else R
 
 
-def two_passes(model: nn.Module, composite: Composite, x: Tensor, target: int, kind: int = 1) -> tuple[Tensor, Tensor]:
+def two_passes(
+    model: nn.Module, composite: Composite, x: Tensor, target: int, *, kind: Literal[1, 2] = 1
+) -> tuple[Tensor, Tensor]:
     """R and R_dual of the definition, by two explanations from the same total: an oracle for the signed pass.
 
     kind 1: the dual starts as f_t / (K - 1) at the other classes. kind 2: it is the target's own neuron in a copy of
     the model whose last dense layer has its weights negated (and its bias, which belongs to them).
     """
+    explainer = LRP(model, composite)
     with torch.no_grad():
         f = model(x)
-    own = torch.zeros_like(f)
-    own[:, target] = f[:, target]
-    rest = (own.sum(1, keepdim=True) - own) / (f.shape[1] - 1)
-    rest[:, target] = 0
+    one_hot = nn.functional.one_hot(torch.tensor(target), f.shape[1]).to(f)
+    own = f * one_hot
+    R = explainer.attribute(x, seed=own)
     if kind == 1:
-        explainer = LRP(model, composite)
-        return explainer.attribute(x, seed=own), explainer.attribute(x, seed=rest)
+        rest = own.sum(1, keepdim=True) * (1 - one_hot) / (f.shape[1] - 1)
+        return R, explainer.attribute(x, seed=rest)
     opposite = copy.deepcopy(model)
     last = [m for m in opposite.modules() if isinstance(m, nn.Linear)]
     if not last:
@@ -93,7 +96,7 @@ def two_passes(model: nn.Module, composite: Composite, x: Tensor, target: int, k
     with torch.no_grad():
         for parameter in last[-1].parameters():
             parameter.neg_()
-    return LRP(model, composite).attribute(x, seed=own), LRP(opposite, composite).attribute(x, seed=own)
+    return R, LRP(opposite, composite).attribute(x, seed=own)
 
 
 def compare(
@@ -103,13 +106,12 @@ def compare(
 
     Seeds of one composite (the same object) go through together: they share the forward pass and all denominators.
     """
-    explainers = {id(composite): LRP(model, composite) for composite, _ in family.values()}
     found: dict[str, Tensor] = {}
-    for key, explainer in explainers.items():
-        own = {title: seed for title, (composite, seed) in family.items() if id(composite) == key}
-        alone = {title: seed for title, seed in own.items() if seed.negate_last}
-        found |= {title: maps(explainer, x, targets, seed) for title, seed in alone.items()}
-        found |= _together(explainer, x, targets, {t: seed for t, seed in own.items() if t not in alone})
+    for composite in {id(composite): composite for composite, _ in family.values()}.values():
+        explainer = LRP(model, composite)
+        own = {title: seed for title, (other, seed) in family.items() if other is composite}
+        found |= {title: maps(explainer, x, targets, seed) for title, seed in own.items() if seed.negate_last}
+        found |= _together(explainer, x, targets, {t: seed for t, seed in own.items() if not seed.negate_last})
     found = {title: found[title] for title in family}
     for name in others:
         parts = [(x[i], t[i]) for t in targets for i in torch.arange(len(x)).split(_at_once(x))]
@@ -155,7 +157,7 @@ def by_layer(explainer: LRP, x: Tensor, seed: Seed, layers: Sequence[str]) -> di
     return {name: pairs(cosines(R).abs()) for name, R in (*e.layers.items(), ("pixels", e.relevance.sum(2)))}
 
 
-def random_network(depth: int, width: int = 200, classes: int = 10, seed: int = 0) -> nn.Sequential:
+def random_network(depth: int, *, width: int = 200, classes: int = 10, seed: int = 0) -> nn.Sequential:
     """Dense ReLU network without biases, weights N(0, 2 / width), last N(0, 1 / width), in double precision.
 
     Random on purpose: it shows what comes from the rule and from depth alone.
@@ -164,15 +166,13 @@ def random_network(depth: int, width: int = 200, classes: int = 10, seed: int = 
     for k in range(depth + 1):
         out, variance = (classes, 1) if k == depth else (width, 2)
         layer = nn.Linear(width, out, bias=False, dtype=torch.float64)
-        layer.weight.data = (
-            torch.randn(out, width, generator=generator, dtype=torch.float64) * (variance / width) ** 0.5
-        )
+        nn.init.normal_(layer.weight, std=(variance / width) ** 0.5, generator=generator)
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1]).eval()
 
 
 def collapse(
-    depths: Sequence[int], rule: Rule, seed: Seed | None = None, draws: int = 5, width: int = 200, classes: int = 10
+    depths: Sequence[int], rule: Rule, seed: Seed | None = None, *, draws: int = 5, width: int = 200, classes: int = 10
 ) -> pd.DataFrame:
     """How alike the maps of all classes are in random networks, by depth: `|cosine|`, one row per depth and draw.
 
@@ -182,7 +182,7 @@ def collapse(
     rows = []
     for depth in depths:
         for draw in range(draws):
-            model = random_network(depth, width, classes, seed=1000 * depth + draw)
+            model = random_network(depth, width=width, classes=classes, seed=1000 * depth + draw)
             x = torch.rand(1, width, generator=torch.Generator().manual_seed(draw), dtype=torch.float64)
             R = LRP(model, Composite([("any", rule)])).attribute(x, list(range(classes)), seed or OneHot())
             rows.append({"depth": depth, "draw": draw, "likeness": float(pairs(cosines(R).abs()))})
@@ -195,28 +195,28 @@ def collapse(
 def per_image(score: Callable, R: Tensor, masks: Tensor) -> Tensor:
     """A score of maps against masks, as in `lrp.evaluate.localisation`, averaged over the targets of each image.
 
-    R and masks are (T, N, H, W); the score gives (N,) or (N, P), and so does this. Two maps of one image are no two
+    R and masks are (T, N, H, W); the score gives (N,) or (N, P), and so does this. Two maps of one image are not two
     samples: intervals resample images. Targets without a value are left out.
     """
     return torch.stack([score(own, mask) for own, mask in zip(R, masks, strict=True)]).nanmean(0)
 
 
 def preference(R: Tensor, masks: Tensor) -> Tensor:
-    """Does a map prefer the object that was asked for? (own - other) / (own + other) of the positive relevance.
+    """Does a map prefer the object of its target? (own - other) / (own + other) of the positive relevance.
 
-    R (2, N, H, W), the maps of both objects, masks (2, N, H, W) -> (2, N): 1 all on the own one, 0 no preference.
+    R (2, N, H, W), the maps of both objects, masks (2, N, H, W) -> (2, N): 1 where all is on its object, 0 where both
+    objects get the same.
     """
-    own, other = (torch.stack([metrics.inside(R[t], masks[m]) for t, m in order]) for order in (_SAME, _SWAPPED))
+    own, other = (
+        torch.stack([metrics.inside(r, mask) for r, mask in zip(R, m, strict=True)]) for m in (masks, masks.flip(0))
+    )
     return (own - other) / (own + other)
 
 
-_SAME, _SWAPPED = ((0, 0), (1, 1)), ((0, 1), (1, 0))
-
-
 def instance_gain(R: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-    """Is a map of its own image? Its share inside the mask minus that of the map of another image of the same class.
+    """Does a map show its own image? Its share inside the mask minus that of another image's map, of the same class.
 
-    R and masks (N, H, W), labels (N,) -> (M,), one value per image that follows another one of its class.
+    R and masks (N, H, W), labels (N,) -> (M,), one value for each image that follows another of its class.
     """
     order = labels.argsort(stable=True)
     R, masks, same = R[order], masks[order], labels[order] == labels[order].roll(1)

@@ -4,15 +4,16 @@ Disentangled masked backpropagation learns, for one image and class, masks on th
 backpropagation through the masked network gives a mapping W+ whose attribution W+ x is positive, and another, W-, whose
 attribution is negative; what is left of the gradient is nuisance. The idea, the two mappings, 200 iterations and the
 display are the authors'; the loss, its weights, the start and the optimiser are reconstructed, and so is every number
-made with them. There is nothing of the paper to compare them with.
+made with them. No number of the paper is known to compare them with.
 The attribution depends on where the input is zero: with normalised images that is the mean colour of the data.
-Source: ruiz2021generating. `lrp.studies.masked` has the masked network, `lrp.studies.dmbp_result` what comes back.
+Source: ruiz2021generating. `lrp.studies.masked` has the masked network, `lrp.studies.dmbp_result` the result.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
+from typing import Literal, get_args
 
 import pandas as pd
 import torch
@@ -29,7 +30,8 @@ from ..tracing import capture
 from .dmbp_result import DMBPResult, mass_of, positive_share, scale_of, total
 from .masked import MaskedNetwork, require_piecewise_linear
 
-MASKS = ("independent", "softmax", "maxmin")
+Masks = Literal["independent", "softmax", "maxmin"]
+MASKS = get_args(Masks)
 STALL = 1e-4  # a loss that falls by less has stalled
 
 
@@ -37,17 +39,17 @@ STALL = 1e-4  # a loss that falls by less has stalled
 
 
 def completeness(P: Tensor, N: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    """`((sum P + sum N - y(1)) / scale)^2`: together the mappings say what the gradient says; (N, ...) -> (N,)."""
+    """`((sum P + sum N - y(1)) / scale)^2`: the mappings together against the gradient; (N, ...) -> (N,)."""
     return ((total(P) + total(N) - y) / scale).square()
 
 
 def wrong_sign(P: Tensor, N: Tensor, mass: Tensor) -> Tensor:
-    """`(sum [-P]_+ + sum [N]_+) / S`: what has no place in a mapping of one sign; (N, ...) -> (N,)."""
+    """`(sum [-P]_+ + sum [N]_+) / S`: what has the wrong sign in each mapping; (N, ...) -> (N,)."""
     return (total((-P).relu()) + total(N.relu())) / mass
 
 
 def evidence(P: Tensor, N: Tensor, mass: Tensor) -> Tensor:
-    """`(sum [P]_+ + sum [-N]_+) / S`: what is kept, to be large; without it zero mappings are pure; -> (N,)."""
+    """`(sum [P]_+ + sum [-N]_+) / S`: what has the right sign, to be large: zero mappings are pure, too; -> (N,)."""
     return (total(P.relu()) + total((-N).relu())) / mass
 
 
@@ -57,7 +59,7 @@ def extremes(P: Tensor, N: Tensor, mass: Tensor) -> Tensor:
 
 
 def mean_mask(masks: Tensor) -> Tensor:
-    """Mean of the masks of both mappings over all filters, (2, N, C) -> (N,): few filters shall do."""
+    """Mean of the masks of both mappings over all filters, (2, N, C) -> (N,): small where few filters are used."""
     return masks.mean((0, 2))
 
 
@@ -80,9 +82,9 @@ class Weights:
             _number(f"the weight of {name}", weight, 0)
 
 
-def _number(name: str, value, low: float, above: bool = False, whole: bool = False) -> None:
-    kind = Integral if whole else Real
-    sound = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+def _number(name: str, value, low: float, *, above: bool = False, whole: bool = False) -> None:
+    """Raise LRPError unless the value is a finite number (or a whole one) of at least `low`, or above it."""
+    sound = isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and math.isfinite(value)
     if not sound or value < low or (above and value == low):
         what = "a whole number" if whole else "a finite number"
         raise LRPError(f"{name} is {what} {'above' if above else 'of at least'} {low}; got {value!r}")
@@ -91,6 +93,7 @@ def _number(name: str, value, low: float, above: bool = False, whole: bool = Fal
 # ---------------------------------------------------------------- the method
 
 
+@dataclass(eq=False, repr=False)
 class DMBP:
     r"""DMBP (reconstructed objective; the original code and text were not available): W+ and W- for each image.
 
@@ -117,27 +120,28 @@ class DMBP:
     mode, LRPError for arguments that cannot be.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        masks: str = "independent",
-        weights: Weights | None = None,
-        start: float = 2.0,
-        rate: float = 0.1,
-        seed: int = 0,
-        noise: float = 0.0,
-        freeze_lrn: bool = False,
-    ):
-        checks.mode(model)
-        self.model, self.masks, self.weights = model, known("kind of masks", masks, MASKS), weights or Weights()
+    model: nn.Module
+    masks: Masks = "independent"
+    weights: Weights | None = None
+    _: KW_ONLY
+    start: float = 2.0
+    rate: float = 0.1
+    seed: int = 0
+    noise: float = 0.0
+    freeze_lrn: bool = False
+
+    def __post_init__(self):
+        checks.mode(self.model)
+        known("kind of masks", self.masks, MASKS)
+        self.weights = self.weights or Weights()
         if not isinstance(self.weights, Weights):
-            raise LRPError(f"weights are dmbp.Weights(completeness=..., purity=..., ...); got {weights!r}")
-        for name, value, low in (("start", start, -math.inf), ("rate", rate, 0), ("noise", noise, 0)):
-            _number(name, value, low, above=name == "rate")
-        _number("seed", seed, 0, whole=True)
-        self.start, self.rate, self.seed, self.noise, self.freeze_lrn = start, rate, seed, noise, freeze_lrn
-        self.graph = capture(model)
-        require_piecewise_linear(self.graph, freeze_lrn)
+            raise LRPError(f"weights are dmbp.Weights(completeness=..., purity=..., ...); got {self.weights!r}")
+        _number("start", self.start, -math.inf)
+        _number("rate", self.rate, 0, above=True)
+        _number("noise", self.noise, 0)
+        _number("seed", self.seed, 0, whole=True)
+        self.graph = capture(self.model)
+        require_piecewise_linear(self.graph, self.freeze_lrn)
 
     def attribute(
         self,
@@ -148,7 +152,7 @@ class DMBP:
         patience: int | None = None,
         masks: dict[str, Tensor] | None = None,
     ) -> DMBPResult:
-        """The two mappings of each image; each is worked out as if it were alone.
+        """The two mappings of each image; the images of a batch do not influence each other.
 
         Args:
             x: input (N, ...), float32 or float64, in the model's dtype and on its device.
@@ -156,7 +160,7 @@ class DMBP:
             num_its: iterations; with 0 the result is that of the start.
             progress: a bar after five seconds.
             patience: stop when for so many iterations no image's loss has fallen by 1e-4 or more.
-            masks: those of a former result, where the optimisation goes on (with Adam's moments at zero again).
+            masks: those of an earlier result; the optimisation starts from them (with Adam's moments at zero).
 
         Raises InputError for the input or the masks, TargetError, UnsupportedOperation, LRPError.
         """
@@ -185,14 +189,14 @@ class DMBP:
         mapping, b_eff = (t[:n] for t in both.gradient(seed))
         G = mapping * x
         mass = mass_of(G)
-        about = total(G), mass, scale_of(output.gather(1, target[:, None])[:, 0], mass)
+        sums = total(G), mass, scale_of(output.gather(1, target[:, None])[:, 0], mass)
         theta = self._start(both, n, x) if masks is None else self._resume(both, n, x, masks)
         theta.requires_grad_()
         adam, rows, best, stalled = torch.optim.Adam([theta], lr=self.rate), [], math.inf, 0
         for it in tqdm(range(num_its + 1), desc="DMBP", leave=False, delay=5, disable=not progress):
             with torch.enable_grad():
                 m = self._squash(theta)
-                loss, row, W = self._loss(both, seed, m, x, about)
+                loss, row, W = self._loss(both, seed, m, x, sums)
                 rows.append({"iteration": it} | row)
                 fell = loss.detach() < best - STALL
                 best, stalled = torch.where(fell, loss.detach(), best), 0 if fell.any() else stalled + 1
@@ -209,9 +213,9 @@ class DMBP:
             masks, pd.DataFrame(rows), both.frozen, it,
         )  # fmt: skip
 
-    def _loss(self, both: MaskedNetwork, seed, m: Tensor, x, about) -> tuple[Tensor, dict, Tensor]:
+    def _loss(self, both: MaskedNetwork, seed, m: Tensor, x, sums) -> tuple[Tensor, dict, Tensor]:
         """Loss by image (N,), a row of the history, and W+ and W-, (2, N, ...), for masks m, (2, N, all filters)."""
-        y, mass, scale = about
+        y, mass, scale = sums
         parts = [part.flatten(0, 1) for part in m.split(list(both.masked.values()), 2)]
         W = both.mapping(seed, parts).unflatten(0, (2, -1))
         P, N = W * x
@@ -237,17 +241,14 @@ class DMBP:
         theta = torch.full((2, 1, filters), float(self.start), dtype=torch.float64)
         if self.masks == "softmax":
             theta = torch.cat([theta, torch.zeros(1, 1, filters)])
-        if self.noise:
-            noise = torch.randn(theta.shape, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
-            theta = theta + self.noise * noise
-        return theta.to(x).repeat(1, n, 1)
+        noise = torch.randn(theta.shape, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
+        return (theta + self.noise * noise).to(x).repeat(1, n, 1)
 
     def _resume(self, both: MaskedNetwork, n: int, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
         shapes = {node.name: (2, n, filters) for node, filters in both.masked.items()}
         given = {name: tuple(m.shape) for name, m in masks.items()}
         if given != shapes:
-            wrong = [name for name in given.keys() | shapes.keys() if given.get(name) != shapes.get(name)]
-            name = sorted(wrong)[0]
+            name = min(name for name in given.keys() | shapes.keys() if given.get(name) != shapes.get(name))
             raise InputError(f"masks of `{name}` have shape {given.get(name)}; {shapes.get(name)} is needed")
         m = torch.cat([masks[name].to(x) for name in shapes], 2)
         if not ((m >= 0) & (m <= 1)).all():
@@ -257,11 +258,11 @@ class DMBP:
         return m.logit(1e-7)
 
 
-def dmbp_method(side: str = "both", num_its: int = 200, **options) -> Callable:
+def dmbp_method(side: Literal["both", "positive", "negative"] = "both", num_its: int = 200, **options) -> Callable:
     """DMBP (reconstructed) as a method `(model, x, target) -> (N, H, W)`, as in `baselines`: channels summed.
 
     side: "both" is P + N, "positive" P and "negative" -N, which is large where the negative mapping says "against".
-    Options are those of `DMBP`. A model is captured at its first call, and kept until another comes.
+    Options are those of `DMBP`. The last model is captured once, at its first call.
     """
     known("side", side, ("both", "positive", "negative"))
     explainer = Cached(lambda model: DMBP(model, **options))

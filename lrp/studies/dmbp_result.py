@@ -1,4 +1,4 @@
-"""What DMBP found (reconstructed objective; the original code and text were not available): mappings and their numbers.
+"""Results of DMBP (reconstructed objective; the original code and text were not available): mappings and their numbers.
 
 Source: ruiz2021generating; the numbers are of this project. `lrp.studies.dmbp` has the method.
 """
@@ -88,7 +88,7 @@ class DMBPResult:
 
     @property
     def joint_purity(self) -> Tensor:
-        """Share of the mass of P and N together that has its mapping's sign, (N,): tells also where P collapsed."""
+        """Share of the mass of P and N together that has its mapping's sign, (N,): small where P collapsed, too."""
         P, N = self.pos_attribution, self.neg_attribution
         return total(P.relu() + (-N).relu()) / total(P.abs() + N.abs())
 
@@ -105,7 +105,8 @@ class DMBPResult:
         zero is shown above that of the map. As in the authors' program. Raises LRPError for inputs that are not
         images (N, C, H, W), or a quantile that is none.
         """
-        if self.pos_attribution.dim() != 4 or not _share(quantile):
+        sound = isinstance(quantile, Real) and not isinstance(quantile, bool) and 0 < quantile <= 1
+        if self.pos_attribution.dim() != 4 or not sound:
             raise LRPError(
                 f"a map is made of attributions (N, C, H, W) and a quantile above 0, up to 1; got {quantile} and shape "
                 f"{tuple(self.pos_attribution.shape)}"
@@ -129,7 +130,3 @@ class DMBPResult:
         if self.frozen:
             lines.append(f"  LRN frozen at {', '.join(self.frozen)}: W(1) is not the exact gradient")
         return "\n".join(lines)
-
-
-def _share(quantile) -> bool:
-    return isinstance(quantile, Real) and not isinstance(quantile, bool) and 0 < quantile <= 1

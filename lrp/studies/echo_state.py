@@ -1,20 +1,22 @@
 """Echo state networks on images, fed column by column, and their relevance (landthayen2022layer, landthayen2023fact).
 
 Unrolled in time, the network is a graph like any other: each step is one dense layer on the joined [u(t), x(t-1)],
-an activation, and a sum of what the units keep and what is new. So `LRP` explains it, and the versions of the source
-differ in the rule at that sum::
+an activation, and a sum of the old state and the new one. So `LRP` explains it, and the versions of the source differ
+in the rule at that sum:
 
     composite         dense layers       the leaky sum
     signed()          Epsilon, exact     Epsilon: by value, unbounded                   V1 of the source
-    fixed(model)      ZPlus              Fixed: by 1 - alpha and alpha, whatever x is   V2
+    fixed(model)      ZPlus              Fixed: 1 - alpha and alpha, for all values     V2
     proportional()    ZPlus              SignAware: among summands of the state's sign  our remedy
 
-At small alpha V2 leaves most of the relevance in the first column: each step hands 1 - alpha back, the first cannot.
+At small alpha V2 leaves most of the relevance in the first column: each step passes 1 - alpha back, and the first
+column has no step before it.
 """
 
 import copy
 from dataclasses import dataclass
 from math import isqrt
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +25,21 @@ from torch import Tensor, nn
 from .. import rules as r
 from ..composites import Composite
 from ..errors import InputError, LRPError
+from ..evaluate.perturbation import known
 
+By = Literal["columns", "rows"]
+SWEEPS = get_args(By)
+Activation = Literal["tanh", "sigmoid", "relu", "linear"]
 ACTIVATIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu, "linear": lambda a: a}
 
 
-def sequence(images: Tensor, by: str = "columns", backward: bool = False) -> Tensor:
+def sequence(images: Tensor, *, by: By = "columns", backward: bool = False) -> Tensor:
     """Images (N, H, W) or (N, 1, H, W) as what is fed, step by step: (N, T, D), T = W columns of D = H values.
 
-    By rows T = H and D = W. `backward` starts from the right, or from the bottom.
+    By rows T = H and D = W. `backward` starts from the right, or from the bottom. Raises LRPError for another sweep.
     """
     steps = images.flatten(1, -2)  # (N, H, W)
-    steps = steps.transpose(1, 2) if by == "columns" else steps
+    steps = steps.transpose(1, 2) if known("sweep", by, SWEEPS) == "columns" else steps
     return steps.flip(1) if backward else steps
 
 
@@ -43,20 +49,19 @@ class EchoStateNetwork(nn.Module):
     .. math:: a(t) = \mathrm{act}(u(t) W_{in} + b_{in} + x(t-1) W_{res} + b_{res}), \quad
               x(t) = (1 - \alpha) x(t-1) + \alpha a(t), \quad y = x(T) W_{out} + b_{out}
 
-    The first state is x(1) = act(u(1) W_in + b_in), with `first_step` times alpha; not `leaky`, x(t-1) is kept whole.
+    The first state is x(1) = act(u(1) W_in + b_in).
 
     Args:
         inputs: D, values per step: the height of the images, or their width by rows.
-        units: n, size of the reservoir.
-        outputs: K, scores per image.
-        alpha: leak rate, in (0, 1].
-        rho: W_res is scaled by rho / max Re(eig), as the authors do. That is not the spectral radius max `|eig|`.
-        density: probability with which an entry of W_res is kept (the authors call it sparsity).
-        width: weights and biases are drawn from U[-width, width].
+        units, outputs: n, size of the reservoir, and K, scores per image.
+        alpha, leaky: leak rate, in (0, 1]; not leaky, x(t-1) enters whole and not times 1 - alpha.
         activation: "tanh", "sigmoid", "relu" or "linear".
-        bias: off leaves out b_in, b_res and b_out.
-        by, backward: the sweep, see `sequence`.
+        first_step: multiplies the first state by alpha, as all others are.
+        rho: W_res is scaled by rho / max Re(eig), as the authors do. That is not the spectral radius max |eig|.
+        density: probability that an entry of W_res is not zero (the authors call it sparsity).
+        width, bias: weights and biases are drawn from U[-width, width]; without `bias`, b_in, b_res and b_out are 0.
         seed: of a generator of its own.
+        by, backward: the sweep, see `sequence`.
         steps: T, the number of columns (or rows). None: that of the images it is fitted to.
 
     W_in (D, n), W_res (n, n), b_in, b_res (n,), W_out (n, K) and b_out (K,) are parameters without gradient; the
@@ -69,34 +74,31 @@ class EchoStateNetwork(nn.Module):
         inputs: int,
         units: int = 300,
         outputs: int = 1,
+        *,
         alpha: float = 0.01,
+        leaky: bool = True,
+        activation: Activation = "tanh",
+        first_step: bool = False,
         rho: float = 0.8,
         density: float = 0.3,
         width: float = 0.1,
-        activation: str = "tanh",
-        leaky: bool = True,
-        first_step: bool = False,
         bias: bool = True,
-        by: str = "columns",
-        backward: bool = False,
         seed: int = 0,
+        by: By = "columns",
+        backward: bool = False,
         steps: int | None = None,
     ):
         super().__init__()
         if min(inputs, units, outputs) < 1 or not 0 < alpha <= 1:
             raise LRPError(f"sizes must be at least 1, alpha in (0, 1]; got {inputs=}, {units=}, {outputs=}, {alpha=}")
-        if activation not in ACTIVATIONS or by not in ("columns", "rows"):
-            raise LRPError(f"activation is one of {', '.join(ACTIVATIONS)}, by columns or rows: {activation=}, {by=}")
         self.inputs, self.units, self.outputs, self.steps = inputs, units, outputs, steps
         self.alpha, self.leaky, self.first_step, self.bias = alpha, leaky, first_step, bias
-        self.activation, self.by, self.backward = activation, by, backward
-        generator = torch.Generator().manual_seed(seed)
-
-        def draw(*shape: int) -> Tensor:
-            return width * (2 * torch.rand(*shape, generator=generator, dtype=torch.float64) - 1)
-
-        W_in, W_res, b_in, b_res = draw(inputs, units), draw(units, units), draw(units), draw(units)
-        W_res = W_res * (torch.rand(units, units, generator=generator, dtype=torch.float64) < density)
+        self.activation = known("activation", activation, ACTIVATIONS)
+        self.by, self.backward = known("sweep", by, SWEEPS), backward
+        options = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
+        shapes = (inputs, units), (units, units), (units,), (units,)
+        W_in, W_res, b_in, b_res = (width * (2 * torch.rand(shape, **options) - 1) for shape in shapes)
+        W_res = W_res * (torch.rand(units, units, **options) < density)
         largest = float(torch.linalg.eigvals(W_res).real.max())
         if largest <= 0:
             raise LRPError(f"no eigenvalue of W_res, {units} x {units} with {density=}, has a positive real part: take "
@@ -107,15 +109,15 @@ class EchoStateNetwork(nn.Module):
         self.b_out = self._parameter(torch.full((outputs,), torch.nan))
 
     def _parameter(self, value: Tensor) -> nn.Parameter:
-        """A parameter without gradient (fx follows what is computed from it, unlike from a buffer)."""
+        """A parameter without gradient (torch.fx traces what is computed from a parameter, not from a buffer)."""
         like = next(self.parameters(), torch.empty(0))
         return nn.Parameter(value.to(like), requires_grad=False)
 
     def _sweep(self, images: Tensor, steps: int):
         """The states x(1), ..., x(T), each (N, n)."""
-        act, u = ACTIVATIONS[self.activation], sequence(images, self.by, self.backward)
+        act, u = ACTIVATIONS[self.activation], sequence(images, by=self.by, backward=self.backward)
         W, b = torch.cat([self.W_in, self.W_res]).t(), self.b_in + self.b_res
-        size = isqrt(steps)  # cut from blocks first: relevance of a slice comes back as large as what it was cut from
+        size = isqrt(steps)  # two small cuts per step: relevance of a slice comes back in the size of its source
         blocks = [u[:, i : i + size] for i in range(0, steps, size)]
         u = [blocks[t // size][:, t % size] for t in range(steps)]
         x = act(F.linear(u[0], self.W_in.t(), self.b_in))
@@ -127,7 +129,7 @@ class EchoStateNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Scores (N, K) of images. Raises InputError if they do not fit or are not finite, LRPError before `fit`."""
         if self.steps is None:
-            raise LRPError("the network knows neither its number of steps nor its readout: call fit(images, targets)")
+            raise LRPError("the network has neither a number of steps nor a readout: call fit(images, targets)")
         if isinstance(images, Tensor):  # and not fx's proxy of one
             self._check(images, self.steps)
             if torch.isnan(self.W_out).any():
@@ -172,10 +174,10 @@ class EchoStateNetwork(nn.Module):
         return torch.where(scores[:, 0] < 0, -1, 1) if self.outputs == 1 else scores.argmax(1)
 
     def sided(self) -> "EchoStateNetwork":
-        """A copy with both signs of a single score as classes, of scores (-y, y).
+        """A copy with two classes for the two signs of a single score: its scores are (-y, y).
 
-        Its predicted class is the sign of y, and relevance starts as `|y|` at sign(y) W_out, so that rules among
-        positive contributions treat both alike. Raises LRPError for several scores.
+        Its predicted class is the sign of y, and relevance starts as |y| at sign(y) W_out, so that rules among positive
+        contributions treat both signs alike. Raises LRPError for several scores.
         """
         if self.outputs != 1:
             raise LRPError(f"only a single score has two sides; this network has {self.outputs}")
@@ -190,19 +192,19 @@ class EchoStateNetwork(nn.Module):
         if not isinstance(images, Tensor) or images.dim() not in (3, 4) or (images.dim() == 4 and images.shape[1] != 1):
             what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise InputError(f"images are a tensor (N, H, W) or (N, 1, H, W), not {what}")
-        size = images.shape[-2:] if self.by == "columns" else images.shape[:-3:-1]
-        if len(images) == 0 or size[0] != self.inputs or size[1] == 0:
+        values, found = images.shape[-2:] if self.by == "columns" else images.shape[:-3:-1]
+        if len(images) == 0 or values != self.inputs or found == 0:
             side = "rows (H)" if self.by == "columns" else "columns (W)"
             raise InputError(f"the network reads {self.inputs} values per step, so images need as many {side}; "
                              f"their shape is {tuple(images.shape)}")  # fmt: skip
-        if steps is not None and size[1] != steps:
-            raise InputError(f"the network was fitted to {steps} {self.by}, these images have {size[1]}: fit it again")
+        if steps not in (None, found):
+            raise InputError(f"the network was fitted to {steps} {self.by}, these images have {found}: fit it again")
         if images.dtype != self.W_in.dtype or images.device != self.W_in.device:
             raise InputError(f"the images are {images.dtype} on {images.device}, the network {self.W_in.dtype} on "
                              f"{self.W_in.device}: use images.to(network.W_in)")  # fmt: skip
         if not torch.isfinite(images).all():
             raise InputError("the images hold NaN or infinite values: set land and gaps to 0 after scaling")
-        return size[1]
+        return found
 
     def extra_repr(self) -> str:
         """Sizes, leak rate and sweep."""
@@ -214,7 +216,7 @@ class EchoStateNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Fixed(r.Rule):
-    r"""A sum's relevance in fixed shares c_k, one per summand in their order, whatever the values: R_k = c_k R / sum c.
+    r"""A sum's relevance in fixed shares c_k, one per summand in their order, for all values: R_k = c_k R / sum c.
 
     Source: landthayen2022layer (V2). Conserves relevance. Raises ValueError unless all are >= 0 and one is above.
     """
@@ -239,8 +241,8 @@ class SignAware(r.Rule):
     .. math:: R_i = \sum_j \frac{(s_j x_i w_{ij})^+}{\sum_{i'} (s_j x_{i'} w_{i'j})^+} R_j, \quad
               s_j = \operatorname{sign} z_j
 
-    The limit of `Gamma` for gamma -> infinity. Source: this project. Conserves relevance; what arrives at a unit
-    without any contribution, the stabiliser keeps.
+    The limit of `Gamma` for gamma -> infinity. Source: this project. Conserves relevance; at a unit without any
+    contribution, all relevance goes to the stabiliser.
     """
 
     groups = ((1.0, r.POSITIVE._replace(where=1)), (1.0, r.NEGATIVE._replace(where=-1)))
@@ -257,7 +259,7 @@ def signed(epsilon: float = 0.0) -> Composite:
 
 
 def fixed(model: EchoStateNetwork) -> Composite:
-    """V2 (landthayen2022layer): positive contributions, and at the leaky sum 1 - alpha is kept, alpha is new.
+    """V2 (landthayen2022layer): positive contributions; at the leaky sum 1 - alpha to the old state, alpha to the new.
 
     Deviations: relevance starts from x(T), not a(T); the first column is included; where nothing contributes
     positively, `ZPlus` falls back. Explain `model.sided()` for maps that are positive for both signs of y. Not leaky,
@@ -268,21 +270,24 @@ def fixed(model: EchoStateNetwork) -> Composite:
 
 
 def proportional() -> Composite:
-    """The remedy: at the leaky sum by what made the state what it is; with `first_step=True` no bright first column."""
+    """The remedy: at the leaky sum by the values of the state's sign; with `first_step=True` no bright first column."""
     return Composite([("any", r.ZPlus())], addition=SignAware(), bias="exclude")
 
 
 # ---------------------------------------------------------------- along the sweep
 
 
-def column_profile(R: Tensor, by: str = "columns", backward: bool = False) -> Tensor:
-    """Relevance of each step in the order of feeding: maps (N, H, W) or (N, 1, H, W) -> (N, T)."""
-    return sequence(R, by, backward).sum(2)
+def column_profile(R: Tensor, **sweep) -> Tensor:
+    """Relevance of each step in the order of feeding: maps (N, H, W) or (N, 1, H, W) -> (N, T).
+
+    Options are `by` and `backward`, see `sequence`.
+    """
+    return sequence(R, **sweep).sum(2)
 
 
-def first_column_share(R: Tensor, by: str = "columns", backward: bool = False) -> Tensor:
-    """Share of the relevance in the column that was fed first, (N,); 1 / T would be fair."""
-    profile = column_profile(R, by, backward)
+def first_column_share(R: Tensor, **sweep) -> Tensor:
+    """Share of the relevance in the column that was fed first, (N,); 1 / T if even. Options as in `sequence`."""
+    profile = column_profile(R, **sweep)
     return profile[:, 0] / profile.sum(1)
 
 
@@ -294,7 +299,7 @@ def reservoir_share(model: EchoStateNetwork, images: Tensor) -> Tensor:
 
     Under `fixed` relevance decays by about 1 - alpha (1 - f) per step on the way back, not by 1 - alpha.
     """
-    x, u = model.states(images)[:, :-1], sequence(images, model.by, model.backward)[:, 1:]
-    kept, new = (v.clamp(min=0) @ W.clamp(min=0) + v.clamp(max=0) @ W.clamp(max=0)
+    x, u = model.states(images)[:, :-1], sequence(images, by=model.by, backward=model.backward)[:, 1:]
+    old, new = (v.clamp(min=0) @ W.clamp(min=0) + v.clamp(max=0) @ W.clamp(max=0)
                  for v, W in ((x, model.W_res), (u, model.W_in)))  # fmt: skip
-    return (kept / (kept + new)).mean(2)
+    return (old / (old + new)).mean(2)

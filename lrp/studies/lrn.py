@@ -1,22 +1,30 @@
-"""Relevance through local response normalisation: the layer within channels, and the rules for it and for torch's.
+"""Relevance through local response normalisation: rules for layers across channels (torch's) and within (Caffe's).
 
-Hand a rule to any composite, as in `composites.EpsilonPlus(lrn=LRNTaylor())`. The default there, `rules.Pass()`, is
-the identity: all relevance goes to the unit itself.
+Give a rule to any composite, as in `composites.EpsilonPlus(lrn=LRNTaylor())`. The default there, `rules.Pass()`, is
+the identity: all relevance goes to the unit itself. A `Trial` compares rules on images that a network gets right.
 """
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .. import kinds
+from ..composites import Composite
+from ..data import models
 from ..data.networks import WithinChannelLRN
-from ..errors import LRPError, UnsupportedOperation
+from ..engine import LRP
+from ..errors import DataError, LRPError, UnsupportedOperation
+from ..evaluate import perturbation
 from ..rules import Adjoint, Told
+
+Zeroth = Literal["self", "uniform"]
 
 
 class LRNRule(Told):
-    """Base of the rules for local response normalisation; half precision is worked out in single."""
+    """Base of the rules for local response normalisation; half precision is computed in single."""
 
     at = (kinds.LRN,)
 
@@ -45,17 +53,17 @@ class LRNTaylor(LRNRule):
     Source: binder2016layer. Conserves relevance.
     """
 
-    zeroth: str = "self"
+    zeroth: Zeroth = "self"
 
     def __post_init__(self):
-        if self.zeroth not in ("self", "uniform"):
+        if self.zeroth not in get_args(Zeroth):
             raise ValueError(f"zeroth must be 'self' or 'uniform', not {self.zeroth!r}")
 
     def among(self, n, R):
         g = n.w.add(1).pow_(-n.c - 1)
         rho = R / g.mul(n.w).mul_(-2 * n.c).add_(1)
         q = g.div_(n.a).mul_(-2 * n.c * n.b)
-        return n.spread(rho, rho * q, self.zeroth == "uniform")
+        return n.distribute(rho, rho * q, uniform=self.zeroth == "uniform")
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class LRNPath(LRNRule):
               z_{jk} = \frac{x_j^2}{\sum_{i \ne k} x_i^2} (y_k - z_{kk}), \quad
               R_{j \leftarrow k} = \frac{z_{jk}}{y_k} R_k
 
-    The coefficients add up to y_k without an error of expansion. Their price: a neighbour's share, (1 + w)^c - 1 with
+    The coefficients add up to y_k without an error of expansion. But a neighbour's share, (1 + w)^c - 1 with
     w = b (sum of the neighbours' x^2) / (k_0 + b x_k^2), has no upper bound.
 
     Source: this project, in the terms of sundararajan2017axiomatic. Conserves relevance.
@@ -76,7 +84,7 @@ class LRNPath(LRNRule):
         change = torch.expm1(-n.c * torch.log1p(n.w))  # y / z_kk - 1
         q = torch.where(n.w != 0, n.b * change / (n.a * n.w), -n.c * n.b / n.a)
         rho = R / (1 + change)
-        return n.spread(rho, rho * q)
+        return n.distribute(rho, rho * q)
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class LRNToolbox(LRNRule):
 
     .. math:: R_j = \sum_k z_{jk} R_k
 
-    Each R_k is scaled by about y_k, so the sum of relevance depends on the scale of activations: the ledger says by
+    Each R_k is scaled by about y_k, so the sum of relevance depends on the scale of activations; the ledger shows by
     how much.
 
     Source: lapuschkin2016lrp (behaviour of the Caffe implementation). Does not conserve relevance.
@@ -93,12 +101,12 @@ class LRNToolbox(LRNRule):
 
     def among(self, n, R):
         rho = R * n.x * n.a.pow(-n.c)
-        return n.spread(rho, rho * (-2 * n.c * n.b / n.a) * (1 + n.w).pow(-n.c - 1))
+        return n.distribute(rho, rho * (-2 * n.c * n.b / n.a) * (1 + n.w).pow(-n.c - 1))
 
 
 @dataclass(frozen=True)
 class LRNGradient(Adjoint):
-    r"""The plain vector-Jacobian product: what tools do that know no rule for this layer. Does not conserve relevance.
+    r"""The plain vector-Jacobian product, as in tools without a rule for this layer. Does not conserve relevance.
 
     .. math:: R_j = \sum_k \frac{\partial y_k}{\partial x_j} R_k
     """
@@ -119,7 +127,7 @@ class Neighbourhood:
         self.within = isinstance(layer, WithinChannelLRN)
         if not self.within and not all(hasattr(layer, name) for name in ("size", "alpha", "beta", "k")):
             raise UnsupportedOperation(
-                f"{type(layer).__name__} is no local response normalisation that this rule knows: "
+                f"{type(layer).__name__} is no local response normalisation for this rule: "
                 "nn.LocalResponseNorm, F.local_response_norm or lrn.WithinChannelLRN"
             )
         self.size, self.c = layer.size, layer.beta
@@ -127,11 +135,11 @@ class Neighbourhood:
         self.x, self.square = x, x * x
         self.a = self.square.mul(self.b).add_(layer.k)
         self.w = self.box(self.square).sub_(self.square).mul_(self.b).div_(self.a)
-        if not layer.k > 0:  # 0 / 0 where everything is silent
+        if not layer.k > 0:  # else 0 / 0 where a unit and its neighbours are zero
             self.w = self.w.nan_to_num(0.0, posinf=1e30)
             self.a.clamp_(min=torch.finfo(x.dtype).tiny)
 
-    def box(self, v: Tensor, transposed: bool = False) -> Tensor:
+    def box(self, v: Tensor, *, transposed: bool = False) -> Tensor:
         """S(v): sum over each unit's neighbourhood; transposed, over the units in whose neighbourhood it is."""
         reach = self.size // 2, (self.size - 1) // 2
         before, after = reversed(reach) if transposed else reach
@@ -147,10 +155,10 @@ class Neighbourhood:
             v = total
         return v
 
-    def spread(self, to_self: Tensor, to_neighbours: Tensor, uniform: bool = False) -> Tensor:
+    def distribute(self, to_self: Tensor, to_neighbours: Tensor, *, uniform: bool = False) -> Tensor:
         """R_j = to_self_j + x_j^2 (sum of to_neighbours_k over k != j with j in their neighbourhood); (T, N, ...).
 
-        `uniform` spreads to_self over the neighbourhood in equal parts.
+        With `uniform`, to_self goes to the whole neighbourhood in equal parts.
         """
         if uniform:
             to_self = self.box(to_self / self.box(torch.ones_like(self.square)), transposed=True)
@@ -167,19 +175,16 @@ def inputs(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
     Raises LRPError for a model without one. The model is left as it was.
     """
     found: dict[str, tuple[nn.Module, Tensor]] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda m, args, name=name: found.__setitem__(name, (m, args[0].detach())))
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.LocalResponseNorm, WithinChannelLRN))
-    ]
-    try:
+    with ExitStack() as hooks:  # each hook removes itself at the end, also after an error
+        for name, module in model.named_modules():
+            if isinstance(module, (nn.LocalResponseNorm, WithinChannelLRN)):
+                hooks.enter_context(
+                    module.register_forward_pre_hook(lambda m, args, name=name: found.update({name: (m, args[0])}))
+                )
         model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not found:
         raise LRPError(f"{type(model).__name__} has no local response normalisation")
-    return found
+    return {name: (module, x.detach()) for name, (module, x) in found.items()}
 
 
 def denominators(layer: nn.Module, x: Tensor) -> Tensor:
@@ -205,3 +210,49 @@ def taylor_share(w: Tensor, c: float = 0.75) -> Tensor:
 def path_share(w: Tensor, c: float = 0.75) -> Tensor:
     """The same for `LRNPath`: (1 + w)^c - 1."""
     return (1 + w) ** c - 1
+
+
+# ---------------------------------------------------------------- a trial: treatments on the same images
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A network with inputs (N, C, H, W) that it classifies correctly, and their labels (N,).
+
+    `settings` go to every `perturbation.curves` of this trial: low, high, steps, region, seed, ...
+    """
+
+    name: str
+    model: nn.Module = field(repr=False)
+    x: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    settings: dict
+
+    @classmethod
+    def of(cls, name: str, images: Tensor, labels: Tensor, device="cpu", batch: int = 64, **settings) -> "Trial":
+        """Load a network by name and keep the images (N, 3, H, W) in [0, 1] that it classifies as labelled.
+
+        Raises DataError where it gets none of them right, and what `models.load` raises.
+        """
+        fast = {"memory_format": torch.channels_last}  # half the time on a CPU
+        model, normalizer = models.load(name, device=device).to(**fast), models.normalizer(name)
+        x, labels = normalizer(images).to(device, **fast), labels.to(device)
+        with torch.no_grad():
+            right = torch.cat([model(part).argmax(1) for part in x.split(batch)]) == labels
+        if not right.any():
+            raise DataError(f"{name} gets none of the {len(x)} images right: are they normalised and labelled for it?")
+        low, high = (bound.to(device) for bound in normalizer.bounds())
+        return cls(name, model, x[right], labels[right], {"low": low, "high": high} | settings)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def maps(self, composite: Composite, batch: int = 32) -> Tensor:
+        """Relevance of the true class's logit, channels summed: (N, H, W)."""
+        explainer = LRP(self.model, composite)
+        parts = zip(self.x.split(batch), self.labels.split(batch), strict=True)
+        return torch.cat([explainer.attribute(x, target).sum(1) for x, target in parts])
+
+    def flip(self, relevance: Tensor | None, order: str = "morf", **options) -> perturbation.Curves:
+        """Scores of the true class as pixels are replaced by noise; see `perturbation.curves`."""
+        return perturbation.curves(self.model, self.x, relevance, self.labels, order=order, **self.settings | options)

@@ -1,17 +1,18 @@
 """Relevance at skip connections: how it grows, which way it goes, what it leaves on the pixels (otsuki2024layer).
 
-`explain` is relevance splitting for anybody's ResNet in one call; the rest looks at it: `by_hand` and `character`
-at a sum of two numbers, `growth` and `skip_share` on the way down, `lattice` and `spectrum` at the end. The rules
-themselves are in `lrp.splitting`.
+`explain` is relevance splitting for any ResNet in one call. The rest measures it: `by_hand` and `character` at a sum
+of two numbers, `growth` and `skip_share` in the network, `lattice` and `spectrum` on the map. The rules themselves are
+in `lrp.splitting`.
 """
 
+import copy
 from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
-from .. import kinds as v
+from .. import kinds
 from ..composites import Composite, RelevanceSplitting
 from ..engine import LRP, Target
 from ..errors import LRPError
@@ -36,15 +37,15 @@ def explain(
     levels: int | None = None,
     **options,
 ) -> Tensor:
-    """Relevance splitting on a ResNet of any make, depth and number of colours: (N, C, H, W) -> maps (N, H, W).
+    """Relevance splitting on a ResNet of any kind, depth and number of colours: (N, C, H, W) -> maps (N, H, W).
 
     `faithful` is the authors' program, from the probability of the class; else our corrected preset from its logit,
-    which needs the bounds `low` and `high` of the input, in its own units (see `composites.RelevanceSplitting`, where
-    `options` go, too). `levels` quantizes the maps, in 8 levels as the paper does; None leaves them as they are.
-    Raises what `LRP.attribute` does. For many calls on one model, make the explainer once:
+    which needs the bounds `low` and `high` of the input, in its own units. `options` are those of
+    `composites.RelevanceSplitting`. `levels` quantizes the maps (the paper: 8); None leaves them as they are. Raises
+    what `LRP.attribute` does. For many calls on one model, make the explainer once:
     `LRP(model, composites.RelevanceSplitting(...))`.
     """
-    composite = RelevanceSplitting(faithful, low, high, **options)
+    composite = RelevanceSplitting(faithful=faithful, low=low, high=high, **options)
     seed = Probability() if faithful else Logit()
     R = LRP(model, composite).attribute(x, target, seed=seed)
     R = R.sum(-3)  # over colours; a list of targets puts them in front
@@ -69,11 +70,11 @@ def by_hand(rule: Rule, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return R[:, 0], R[:, 1]
 
 
-def character(rule: Rule, n: int = 41) -> dict[str, bool]:
-    """Is the rule conserving, bounded, sign-aware? Found out on pairs of summands of all signs and nearly cancelling.
+def character(rule: Rule, *, n: int = 41) -> dict[str, bool]:
+    """Is the rule conserving, bounded, sign-aware? Tested on pairs of summands of all signs, some nearly cancelling.
 
     All pairs have a positive sum and are units of one sample. conserving: the shares add up to all that arrived.
-    bounded: no share is larger than 3 R. sign-aware: a summand below zero, which speaks against the sum, gets none of
+    bounded: no share is larger than 3 R. sign-aware: a summand below zero, which is against the sum, gets none of
     its positive relevance.
     """
     axis = torch.linspace(-1, 1, n, dtype=torch.float64)
@@ -87,33 +88,31 @@ def character(rule: Rule, n: int = 41) -> dict[str, bool]:
     }
 
 
-# ---------------------------------------------------------------- on the way down
+# ---------------------------------------------------------------- in the network
 
 
 def growth(explainer: LRP, x: Tensor, target: Target = None, seed: Seed | None = None) -> dict[str, Tensor]:
     """Relevance that arrives at each sum and at last at the input, as a share of the seed: {node: (N,)}, top first."""
     e = explainer.explain(x, target, seed)
-    sums = {row.name: row.relevance_out for row in e.rows if row.kind == v.ADD}
-    return {name: (R / e.seed).mean(0) for name, R in (sums | {"input": e.received}).items()}
+    arrived = {row.name: row.relevance_out for row in e.rows if row.kind == kinds.ADD}
+    return {name: (R / e.seed).mean(0) for name, R in (arrived | {"input": e.received}).items()}
 
 
 def skip_share(explainer: LRP, x: Tensor, target: Target = None, seed: Seed | None = None) -> dict[str, Tensor]:
-    """Share of the relevance at each sum of two that takes the skip, {node: (N,)}, in the order of the network.
+    """Share of the relevance at each sum of two that goes to the skip, {node: (N,)}, in the order of the network.
 
-    The skip is the identity or, where there is a projection, the way with fewer layers with weights. Raises LRPError
+    The skip is the identity; where no summand is, the one with fewer layers with weights. Raises LRPError
     where the network has no such sum.
     """
-    e = explainer.explain(x, target, seed)
+    graph, e = explainer.graph, explainer.explain(x, target, seed)
     arrived = {row.name: row.relevance_out[0] for row in e.rows}
-    sums = [node for node in explainer.graph.nodes if node.kind == v.ADD and len(node.sources) == 2]
     found = {}
-    for node in sums:
-        skip = _skip(explainer.graph, node)
-        branch = node.inputs[1 - skip]
-        if node.name in arrived and explainer.graph.users[branch] == 1:  # all that arrives there comes from this sum
+    for node in (node for node in graph.nodes if node.kind == kinds.ADD and len(node.sources) == 2):
+        branch = node.inputs[1 - _skip(graph, node)]
+        if node.name in arrived and graph.users[branch] == 1:  # all that arrives at the branch comes from this sum
             found[node.name] = 1 - arrived.get(branch.name, torch.zeros_like(arrived[node.name])) / arrived[node.name]
     if not found:
-        raise LRPError("the network has no sum of a skip and a branch of its own, so there is no share to tell")
+        raise LRPError("the network has no sum of a skip and a branch of its own, so no share can be computed")
     return found
 
 
@@ -122,7 +121,7 @@ def _skip(graph: Graph, node: Node) -> int:
     if True in (identities := graph.skips(node)):
         return identities.index(True)
     one, two = (ancestors(n) for n in node.inputs)
-    layers = [sum(n.kind in v.WEIGHTED for n in side) for side in (one - two, two - one)]
+    layers = [sum(n.kind in kinds.WEIGHTED for n in side) for side in (one - two, two - one)]
     return layers.index(min(layers))
 
 
@@ -155,7 +154,7 @@ def spectrum(maps: Tensor) -> Tensor:
 
 
 def _captum_lrp(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-    """captum's LRP with its own rules, the "LRP" of the paper's tables: no LRP where additions are functions."""
+    """captum's LRP with its own rules, the "LRP" of the paper's tables. It has no rule for additions in functions."""
     from captum.attr import LRP as Captum
 
     return Captum(net).attribute(x, target=target)
@@ -169,8 +168,6 @@ def zennit_lrp(model: nn.Module, x: Tensor, target: Tensor, canonizers: Sequence
 
     Without the canonizer for its kind of ResNet, zennit does not see additions, and BatchNorm stays apart.
     """
-    import copy
-
     from zennit import attribution
     from zennit.composites import EpsilonPlus
 

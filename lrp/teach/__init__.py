@@ -1,1 +1,1 @@
-"""What a notebook shows and asks: figures, drawings, scorecard, course, explorer. Knows no study and no page."""
+"""What a notebook shows and asks: figures, drawings, scorecard, course, explorer. Imports no study and no page."""

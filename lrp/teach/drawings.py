@@ -50,7 +50,9 @@ def network(
             (x0, y0), (x1, y1), amount = places[k][i], places[k + 1][j], flow[j, i]
             width = 0.8 if messages is None else 0.6 + 4 * abs(amount) / largest
             ax.plot([x0, x1], [y0, y1], color=_sign(amount), lw=width, alpha=0.55, zorder=1)
-            at = {0: 0.5, 1: 0.36, -1: 0.64, 2: 0.24, -2: 0.76}.get(j - i, 0.4)  # so crossing lines' labels stand apart
+            at = {0: 0.5, 1: 0.36, -1: 0.64, 2: 0.24, -2: 0.76}.get(
+                j - i, 0.4
+            )  # so the labels of crossing lines do not overlap
             ax.text(x0 + at * (x1 - x0), y0 + at * (y1 - y0), f"{amount:g}", fontsize=7, ha="center",
                     va="center", zorder=2, bbox={"fc": "white", "ec": "none", "pad": 0.6})  # fmt: skip
     for k, column in enumerate(values):
@@ -128,7 +130,7 @@ def dots(
 ) -> None:
     """One row per method: its mean as a dot with its 95 % interval, the first row on top.
 
-    `controls` stand as dotted vertical lines with their names: what a map gets that ignores the network. A second call
+    `controls` are dotted vertical lines with their names: the value of a map that ignores the network. A second call
     with another colour, label and `shift` (in rows, upwards) adds a second series to the same rows.
     """
     y = np.arange(len(rows))[::-1]

@@ -1,6 +1,6 @@
 """The explorer: choose a network, an image, a class and rules by hand, and see the map with its ledger.
 
-`Explorer` turns a `State` into a `View` and knows no widget; `explore` puts controls around it.
+`Explorer` turns a `State` into a `View`, without widgets; `explore` adds the controls.
 """
 
 import base64
@@ -274,9 +274,9 @@ def _controls(explorer: Explorer) -> dict[str, widgets.Widget]:
 
 
 def explore(networks: Mapping[str, nn.Module], images: Mapping[str, Tensor]) -> Panel:
-    """Controls for networks {name: model} and images {name: (3, H, W) in [0, 1]}, to stand last in a cell.
+    """Controls for networks {name: model} and images {name: (3, H, W) in [0, 1]}, as the last line of a cell.
 
-    The names of networks are those of `lrp.data.models`, which knows how their input is normalised. Raises ValueError
+    The names of networks are those of `lrp.data.models`, which has the normalisation of their input. Raises ValueError
     where there is no network or no image.
     """
     return Panel(Explorer(networks, images))

@@ -1,6 +1,6 @@
 """Figures: one set-up call, one way to draw relevance, one way to save.
 
-A notebook calls `setup` once, draws with `show_image`, `show_relevance` and `grid`, and hands every figure to
+A notebook calls `setup` once, draws with `show_image`, `show_relevance` and `grid`, and gives every figure to
 `save`, which writes the picture and records its caption and its numbers for `figures/README.md` and
 `figures/numbers.json`.
 

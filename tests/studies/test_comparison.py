@@ -32,7 +32,7 @@ def bounds(name="scene_vgg"):
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_every_family_takes_part_and_splitting_where_there_are_skips(residual):
-    methods = comparison.contenders(*bounds(), residual)
+    methods = comparison.contenders(*bounds(), residual=residual)
     assert {m.family for m in methods} == set(comparison.FAMILIES) - (set() if residual else {"splitting"})
     assert len({m.name for m in methods}) == len(methods)
 

@@ -45,7 +45,7 @@ def test_the_preset_is_box_then_plus_and_biases_get_nothing(x):
 def test_a_signed_pass_is_the_difference_of_two(kind, x):
     model = small()
     for target in (0, 3):
-        R, dual = contrastive.two_passes(model, PRESET, x, target, kind)
+        R, dual = contrastive.two_passes(model, PRESET, x, target, kind=kind)
         signed = LRP(model, PRESET).attribute(x, target, seeds.Contrastive(kind, positive=False))
         assert torch.allclose(R - dual, signed, rtol=1e-10, atol=1e-13)
         assert torch.allclose(R.sum((1, 2, 3)), dual.sum((1, 2, 3))) and not torch.allclose(R, dual)

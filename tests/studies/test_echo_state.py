@@ -152,14 +152,21 @@ def test_what_it_refuses():
     with pytest.raises(InputError, match="as many columns"):
         EchoStateNetwork(7, 10, by="rows").double().states(images)
     for options, match in (
-        ({"alpha": 0.0}, "alpha"), ({"units": 0}, "units=0"), ({"activation": "gelu"}, "one of tanh"),
-        ({"by": "diagonals"}, "columns or rows"), ({"density": 0.0}, "positive real part"),
-    ):  # fmt: skip
+        ({"alpha": 0.0}, "alpha"),
+        ({"units": 0}, "units=0"),
+        ({"activation": "gelu"}, "no activation is called 'gelu': there are tanh"),
+        ({"by": "diagonals"}, "no sweep is called 'diagonals': there are columns, rows"),
+        ({"density": 0.0}, "positive real part"),
+    ):
         with pytest.raises(LRPError, match=match):
             EchoStateNetwork(7, **{"units": 5} | options)
     for shares in ((), (0.0, 0.0), (-1.0, 2.0)):
         with pytest.raises(ValueError, match="shares must be >= 0"):
             Fixed(shares)
+    with pytest.raises(TypeError, match="positional"):
+        EchoStateNetwork(7, 10, 1, 0.3)  # options have names
+    with pytest.raises(LRPError, match="no sweep is called 'row': there are columns, rows"):
+        es.first_column_share(images, by="row")
 
 
 def test_weights_travel():
@@ -362,11 +369,10 @@ def test_the_sweep_only_turns_the_image(case, backward):
     assert torch.equal(rows(turned), columns(images))
     R, turned_R = LRP(columns, es.fixed(columns)).attribute(images), LRP(rows, es.fixed(rows)).attribute(turned)
     assert torch.equal(turned_R, R.transpose(1, 2).flip(1) if backward else R.transpose(1, 2))
-    profile = es.column_profile(turned_R, "rows", backward)
-    assert torch.allclose(profile, R.sum(1)) and torch.equal(
-        profile, es.column_profile(turned_R[:, None], "rows", backward)
-    )
-    assert torch.allclose(es.first_column_share(turned_R, "rows", backward), R[..., 0].sum(1) / R.sum((1, 2)))
+    sweep = {"by": "rows", "backward": backward}
+    profile = es.column_profile(turned_R, **sweep)
+    assert torch.allclose(profile, R.sum(1)) and torch.equal(profile, es.column_profile(turned_R[:, None], **sweep))
+    assert torch.allclose(es.first_column_share(turned_R, **sweep), R[..., 0].sum(1) / R.sum((1, 2)))
 
 
 def test_one_by_one_is_the_batch_and_nothing_changes():

@@ -1,4 +1,7 @@
-"""Rules at local response normalisation, against loops over pairs of units and the facts that follow from them."""
+"""Rules at local response normalisation, against loops over pairs of units and the facts that follow from them.
+
+A trial keeps the images that its network gets right, and treats all methods alike.
+"""
 
 import itertools
 import math
@@ -14,9 +17,11 @@ from hypothesis import strategies as st
 from networks import Net
 from torch import nn
 
-from lrp import LRP, LRPError, LRPWarning, UnsupportedOperation, composites, rules
+from lrp import LRP, DataError, LRPError, LRPWarning, UnsupportedOperation, composites, rules
+from lrp.data import datasets, models
+from lrp.evaluate import metrics
 from lrp.studies import lrn
-from lrp.studies.lrn import LRNGradient, LRNPath, LRNTaylor, LRNToolbox, WithinChannelLRN
+from lrp.studies.lrn import LRNGradient, LRNPath, LRNTaylor, LRNToolbox, Trial, WithinChannelLRN
 
 RULES = [LRNTaylor(), LRNTaylor("uniform"), LRNPath(), LRNToolbox(), LRNGradient()]
 LAYERS = {
@@ -300,9 +305,6 @@ def test_refusals():
 @pytest.mark.parametrize("name", ["caffe_cifar10_full", "bvlc_googlenet"])
 def test_on_trained_networks_the_treatment_matters(lrp_data, name):
     """Conserved by Taylor and path, leaking under toolbox; and the maps differ (cosine)."""
-    from lrp.data import datasets, models
-    from lrp.evaluate import metrics
-
     model, normalizer = models.load(name), models.normalizer(name)
     images = datasets.cifar10(n=6).images if "cifar" in name else datasets.imagenet_val(n=3).images
     x = normalizer(images)
@@ -315,3 +317,33 @@ def test_on_trained_networks_the_treatment_matters(lrp_data, name):
         assert float(metrics.cosine(e.relevance, plain).mean()) < 0.999
     with pytest.warns(LRPWarning, match="unaccounted for"):
         assert LRP(model, composites.EpsilonAlpha2Beta1(lrn=LRNToolbox())).explain(x).imbalance > 1
+
+
+# ---------------------------------------------------------------- trials
+
+
+def test_a_trial_keeps_what_the_network_gets_right():
+    scenes = datasets.scenes(40, seed=3, split="test")
+    labels = scenes.labels[:, 0].clone()
+    labels[::2] = (labels[::2] + 1) % 10  # wrong on purpose
+    trial = Trial.of("scene_vgg", scenes.images, labels, steps=3, region=16, seed=1)
+    with torch.no_grad():
+        right = models.load("scene_vgg")(scenes.inputs).argmax(1) == labels
+    assert 10 <= len(trial) == int(right.sum()) <= 20
+    assert torch.equal(trial.x, scenes.inputs[right]) and torch.equal(trial.labels, labels[right])
+    maps = trial.maps(composites.EpsilonPlus(), batch=7)
+    expected = LRP(trial.model, composites.EpsilonPlus()).attribute(trial.x, trial.labels).sum(1)
+    assert torch.allclose(maps, expected, rtol=1e-4, atol=1e-6)
+    curves = trial.flip(maps)
+    assert curves.scores.shape == (len(trial), 4) and curves.order == "morf" and curves.region == 16
+    assert torch.equal(curves.scores, trial.flip(maps).scores)  # the same noise again
+    logits = trial.model(trial.x).detach().gather(1, trial.labels[:, None])[:, 0].double()
+    assert torch.allclose(curves.scores[:, 0], logits, atol=1e-5)
+
+
+def test_nothing_right_is_an_error():
+    scenes = datasets.scenes(3, seed=3, split="test")
+    with torch.no_grad():
+        wrong = (models.load("scene_vgg")(scenes.inputs).argmax(1) + 1) % 10
+    with pytest.raises(DataError, match="scene_vgg gets none of the 3 images right"):
+        Trial.of("scene_vgg", scenes.images, wrong)

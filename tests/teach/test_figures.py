@@ -130,6 +130,23 @@ def test_interactive_use_leaves_committed_figures_alone(run, monkeypatch):
     assert (run / "interactive/01_line.png").exists() and not (run / "figures").exists()
 
 
+def test_the_environment_names_the_places(run, monkeypatch):
+    """Read at each use: a change between two cells counts, and an empty name is no name."""
+    assert records.RUN.place == (run / "01_toy.json", run / "figures")
+    monkeypatch.setenv("LRP_RUN", "")
+    monkeypatch.delenv("LRP_FIGURES")
+    assert records.RUN.place == (None, records.INTERACTIVE)
+    records.RUN.check_name("figure", "07_any")  # no notebook runs, so each number is good
+    monkeypatch.setenv("LRP_FIGURES", str(run / "elsewhere"))
+    figures.save(line(), "01_line", caption="A line.")
+    assert (run / "elsewhere/01.json").exists() and (run / "elsewhere/01_line.png").exists()
+
+
+def test_a_number_of_another_type_is_named():
+    with pytest.raises(ValueError, match=r"number 'a/x' is a ndarray, not one number"):
+        records.flat({"a": {"x": Number(np.zeros(2))}})
+
+
 def test_numbers_of_every_kind():
     values = {
         "t": torch.tensor(2.0),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lrp import LRP, kinds
-from lrp.studies.lrn import WithinChannelLRN
+from lrp.data.networks import WithinChannelLRN
 
 
 def slow(x, size, alpha, beta, k):
