@@ -114,8 +114,8 @@ class Explanation:
     def sum_of(self, part: str) -> Tensor:
         """What "bias", "stabiliser" or "lost" took on the whole way, (T, N).
 
-        Lost is seed - input - biases - stabilisers: what nodes lost, and what cancelled between them. (Where parts of
-        opposite sign, far larger than the seed, meet at a node, the seed drowns in their rounding, and no node lost it.)
+        Lost is seed - input - biases - stabilisers: what nodes lost, and what cancelled between them. Where parts of
+        opposite sign, far larger than the seed, meet, the seed drowns in their rounding, and no node lost it.
         """
         if part == "lost":
             return self.seed - self.received - self.sum_of("bias") - self.sum_of("stabiliser")

@@ -319,7 +319,7 @@ class Own(Rule):
 
 
 class Adjoint(Rule):
-    r"""The vector-Jacobian product, that is, the gradient: R_i = sum_j (d y_j / d x_i) R_j. It does not share relevance.
+    r"""The vector-Jacobian product, that is, the gradient: R_i = sum_j (d y_j / d x_i) R_j.
 
     With it at every node, and a seed of 1, the walk is backpropagation. A subclass may define `factor(layer, x)`,
     shaped like x: the node then counts as y = factor x, with the factor held fixed.

@@ -323,7 +323,7 @@ def spreading(chosen: type[Step]) -> type[Step]:
 
 
 class At(NamedTuple):
-    """What stands at nodes of a kind: their own rule (None: the composite's list says) with its step, and the adjoint's."""
+    """What stands at nodes of a kind: their own rule (None: the composite's list says), and steps."""
 
     own: Rule | None
     step: type[Step]

@@ -117,7 +117,7 @@ def truth_overlap(R: Tensor, truth: Tensor) -> Overlap:
     .. math:: AUC = P(|R_p| > |R_q|) + \tfrac12 P(|R_p| = |R_q|), \quad p \text{ with truth}, q \text{ without}
 
     `truth` is (N, H, W), or (H, W) for all maps: contributions, which are ranked with their signs, or a mask (bool),
-    which is compared with `|R|`. Cells that are NaN in either are left out. NaN where a side is constant or has no cell.
+    which is compared with `|R|`. Cells that are NaN in either are left out. NaN where a side is constant or empty.
     Raises LRPError for other shapes.
     """
     R = metrics.heat(R)

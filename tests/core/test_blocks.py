@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_core import small
+from networks import small
 
 from lrp import LRP, composites, rules, seeds, walk
 from lrp.propagate import Applied

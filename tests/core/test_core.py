@@ -7,55 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import PRESETS, small
 from torch import nn
 
 from lrp import LRP, LRPError, LRPWarning, composites, quantus_explain, rules, seeds
-
-
-class Small(nn.Module):
-    """Stem with pool, residual block, depthwise block with a gate, concatenation, head: what torchvision is made of."""
-
-    def __init__(self, bias=True):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
-        self.pool = nn.MaxPool2d(2)
-        self.conv, self.norm = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.relu = nn.ReLU(inplace=True)
-        self.depth, self.depth_norm = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=bias), nn.BatchNorm2d(6)
-        self.gate = nn.Conv2d(6, 6, 1)
-        self.pre_norm, self.grow = nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1, bias=bias)
-        self.head = nn.Sequential(nn.Dropout(), nn.Linear(10, 5, bias=bias))
-
-    def forward(self, x):
-        x = self.pool(self.stem(x))
-        x = self.relu(x + self.norm(self.conv(x)))
-        y = F.relu6(self.depth_norm(self.depth(x)))
-        y = y * torch.sigmoid(self.gate(F.adaptive_avg_pool2d(y, 1)))
-        x = torch.cat([x, self.grow(F.relu(self.pre_norm(y)))], 1)
-        return self.head(x.mean((2, 3)))
-
-
-def small(seed=0, dtype=torch.float64, **options):
-    torch.manual_seed(seed)
-    model = Small(**options).to(dtype).eval()
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.3), m.running_var.uniform_(0.5, 2)
-            nn.init.normal_(m.weight, 1, 0.5), nn.init.normal_(m.bias, 0, 0.3)
-    return model, torch.randn(3, 3, 8, 8).to(dtype)
-
-
-PRESETS = {
-    "epsilon": composites.Epsilon,
-    "plus": composites.EpsilonPlus,
-    "plus flat": composites.EpsilonPlusFlat,
-    "gamma box": lambda **o: composites.EpsilonGammaBox(-5.0, 5.0, **o),
-    "a2b1": composites.EpsilonAlpha2Beta1,
-    "a2b1 flat": composites.EpsilonAlpha2Beta1Flat,
-    "w2": lambda **o: composites.Composite([("first", rules.WSquare()), ("any", rules.Ratio())], **o),
-    "signed": lambda **o: composites.Epsilon(addition=rules.Epsilon(), **o),
-    "unfolded": lambda **o: composites.EpsilonPlus(fold_batchnorm=False, addition=rules.Flat(), **o),
-}
 
 
 @pytest.mark.parametrize("bias", ["absorb", "exclude"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_core import small
+from networks import small
 from torch import nn
 
 from lrp import LRP, InputError, LRPError, TargetError, composites, rules, seeds

@@ -4,22 +4,10 @@ import copy
 
 import pytest
 import torch
-from test_core import PRESETS, Small, small
+from networks import PRESETS, Small, small, state
 from torch import nn
 
 from lrp import LRP, LRPError, composites, seeds
-
-
-def state(model):
-    """All that could be changed about a model: attributes, tensors, flags and hooks of every module."""
-    facts = []
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            value = {k: id(v) for k, v in value.items()} if isinstance(value, dict) else repr(value)
-            facts.append((name, key, value))
-    for name, t in (*model.named_parameters(), *model.named_buffers()):
-        facts.append((name, id(t), t._version, t.requires_grad, t.grad is None, t.detach().numpy().tobytes()))
-    return facts, list(model.state_dict()), model.__class__, torch.get_rng_state().tolist()
 
 
 class Constants(Small):

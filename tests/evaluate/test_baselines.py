@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Net
-from test_state import state
+from networks import Net, state
 from torch import nn
 
 from lrp import LRP, CaptureError, InputError, LRPError, TargetError, UnsupportedOperation, composites, seeds

@@ -5,9 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import Net
+from networks import Net, state
 from scipy.stats import spearmanr
-from test_state import state
 from torch import nn
 
 from lrp import InputError, LRPError, TargetError

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from networks import Net, sound
-from test_state import state
+from networks import Net, sound, state
 from torch import nn
 
 from lrp import InputError, LRPError, TargetError, composites

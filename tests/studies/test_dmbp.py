@@ -6,9 +6,8 @@ import math
 import pandas as pd
 import pytest
 import torch
-from networks import Net
+from networks import Net, state
 from test_masked import build, images, inception, odds, vgg
-from test_state import state
 from torch import nn
 
 from lrp import InputError, LRPError, TargetError, UnsupportedOperation
