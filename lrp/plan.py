@@ -1,16 +1,73 @@
-"""Which step at which node: chosen and checked once, with the weights that the rules need."""
+"""Which step at which node: a table by kind and rule, and a plan that is chosen and checked once, with the weights."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import checks, steps
+from . import kinds as v
 from .errors import LRPError
 from .graph import Graph, Node
-from .rules import Rule
+from .propagate import reads_output
+from .rules import Adjoint, Own, Pass, Rule
+from .splitting import Told, spreading
 from .walk import forward
+
+
+class At(NamedTuple):
+    """What stands at nodes of a kind: their own rule (None: the composite's list says), and steps."""
+
+    own: Rule | None
+    step: type[steps.Step]
+    adjoint: type[steps.Step]
+    shares: bool = False  # has a rule with groups a meaning there?
+
+
+AT = {
+    **dict.fromkeys((v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.ADD), At(None, steps.Ruled, steps.Linear, shares=True)),
+    **dict.fromkeys((v.AVERAGE, v.LRN), At(None, steps.RuledLocal, steps.Local, shares=True)),
+    **dict.fromkeys((v.ACTIVATION, v.SCALE, v.NORM), At(Pass(), steps.Through, steps.Local)),
+    v.MAXIMUM: At(Own(v.MAXIMUM), steps.Local, steps.Local),
+    v.REARRANGE: At(Own(v.REARRANGE), steps.Local, steps.Local),
+    v.PRODUCT: At(Own(v.PRODUCT), steps.Gate, steps.Local),
+    v.UNKNOWN: At(Own(v.UNKNOWN), steps.Refused, steps.Local, shares=True),
+    v.PIECES: At(Own(v.PIECES), steps.Refused, steps.Refused),
+}
+
+
+def choose(node: Node, rule: Rule) -> type[steps.Step]:
+    """The step for a rule at a node; raises LRPError where the rule has no meaning."""
+    at = AT[node.kind]
+    if rule.at and node.kind not in rule.at:
+        raise LRPError(f"{rule!r} is a rule for {' and '.join(rule.at)}; `{node.name}` is {node.kind}")
+    if isinstance(rule, Own):
+        return at.step
+    if isinstance(rule, Pass | Told):
+        return steps.Through if isinstance(rule, Pass) else steps.Say
+    if isinstance(rule, Adjoint):
+        return at.adjoint
+    if at.shares:
+        return steps.Ruled if at.adjoint is steps.Linear else steps.RuledLocal
+    raise LRPError(f"node `{node.name}` ({node.kind}) hands relevance on as it is; {rule!r} has no meaning there")
+
+
+def add_kind(kind: str, step: type[steps.Step], names: str = "", modules: Iterable[type[nn.Module]] = ()) -> None:
+    """Teach the package a kind of node, from the next capture on: `step` stands at torch functions of these names
+    (separated by spaces) and at modules of these types.
+
+    Raises TypeError for a step without `back`, ValueError for a kind that exists.
+    """
+    if not (isinstance(step, type) and issubclass(step, steps.Step)) or step.back is steps.Step.back:
+        raise TypeError(f"{step!r} is no step: derive a class from lrp.steps.Step and define back(self, R, last)")
+    if kind in AT or kind == v.CONSTANT:
+        raise ValueError(f"there is a kind {kind!r} already: give the new one another name")
+    AT[kind] = At(Own(kind), step, step)
+    v.KIND_OF_NAME.update(dict.fromkeys(names.split(), kind))
+    v.REGISTERED.update(dict.fromkeys(modules, kind))
 
 
 class Plan:
@@ -33,13 +90,11 @@ class Plan:
         self._check_reach()
         self._state = None  # fingerprint of the weights that the stores below belong to
         self._seen: set = set()  # kinds of input for which graph and model were compared
-        self._weights: dict[Node, tuple] = {}
-        self._parts: dict[Node, dict] = {}
+        self._weights: dict[Node, tuple[tuple, dict]] = {}
 
     def step(self, node: Node) -> steps.Step:
         """A new step at this node, for one input."""
-        chosen = self._steps[node]
-        return (steps.spreading(chosen) if self.composite.spread else chosen)(self, node)
+        return self._steps[node](self, node)
 
     def ready(self, x: Tensor, model) -> Plan:
         """Forget modified weights if the model has changed, and compare graph and model on a new kind of input.
@@ -51,10 +106,7 @@ class Plan:
         state = checks.fingerprint(model)
         if state != self._state:
             checks.finite_weights(model)
-            self._weights.clear()
-            self._parts.clear()
-            self._seen.clear()
-            self._state = state
+            self._state, self._weights, self._seen = state, {}, set()
         kind = (tuple(x.shape[1:]), x.dtype, x.device)
         if kind not in self._seen:
             checks.same_output(checks.run(model, x), forward(self, x).output, model)
@@ -66,11 +118,11 @@ class Plan:
         if not (operator.cacheable and node.module is not None):
             return operator.weights(), {}
         if node not in self._weights:
-            self._weights[node], self._parts[node] = operator.weights(), {}
-        return self._weights[node], self._parts[node]
+            self._weights[node] = operator.weights(), {}
+        return self._weights[node]
 
     def _rule(self, node: Node) -> Rule:
-        rule = self.composite.rule(node, self.graph.first) or steps.AT[node.kind].own
+        rule = self.composite.rule(node, self.graph.first) or AT[node.kind].own
         if rule is None:
             raise LRPError(
                 f"the composite has no rule for node `{node.name}` of kind {node.kind!r}: add one, as in "
@@ -79,17 +131,17 @@ class Plan:
         return rule
 
     def _step(self, node: Node) -> type[steps.Step]:
-        chosen = steps.choose(node, self.rules[node])
+        chosen = choose(node, self.rules[node])
         if chosen.back is steps.Step.back:
             raise LRPError(f"the step {chosen.__name__} at `{node.name}` has no `back`: define back(self, R, last)")
-        return chosen
+        return spreading(chosen) if self.composite.spread else chosen
 
     def _may_overwrite(self, node: Node) -> bool:
         """May this activation write over its source? Only if no one else ever reads that, not even through a view."""
-        if self._steps[node] is not steps.Through or not steps.may_overwrite(node):
+        if not issubclass(self._steps[node], steps.Through) or not steps.may_overwrite(node):
             return False
         (source,) = node.inputs
-        return self.graph.users[source] == 1 and not steps.reads_output(self.rules[source])
+        return self.graph.users[source] == 1 and not reads_output(self.rules[source])
 
     def _check_overrides(self) -> None:
         for pattern in self.composite.overrides:
@@ -109,5 +161,5 @@ class Plan:
                 seen.add(node)
                 todo += self._steps[node].reached(node)
         for node in self.rules:
-            if node in seen and self._steps[node] is steps.Refused:
+            if node in seen and issubclass(self._steps[node], steps.Refused):
                 raise steps.no_rule(node)

@@ -50,6 +50,11 @@ def total(t: Tensor) -> Tensor:
     return t.reshape(*t.shape[:2], -1).sum(-1, dtype=torch.float32 if t.element_size() < 4 else t.dtype).double()
 
 
+def reads_output(rule: Rule) -> bool:
+    """Does the rule need the output of its node on the way back?"""
+    return any(group is PLAIN or group.where for _, group in rule.groups)
+
+
 @dataclass
 class Shares:
     """What becomes of relevance at a node: one (T, N, ...) per input, and what bias and stabiliser keep, (T, N)."""

@@ -1,11 +1,8 @@
 r"""The rules: each says, as data, among which contributions a unit shares its relevance.
 
-At a linear node z_j = sum_i x_i w_ij + b_j. A rule is a short list of groups, each a coefficient c and a sum of
-(input part, weight part) products; per group the engine (`lrp.propagate`) computes
-
-.. math:: z = \sum \mathrm{apply}(x_p, w_p) + b_p, \qquad R_i \mathrel{+}= x_p \, \mathrm{transpose}(c R / z, w_p).
-
-A new rule is a new row of this table (x+ = max(x, 0), x- = min(x, 0), likewise w+ and w-)::
+At a linear node z_j = sum_i x_i w_ij + b_j. A rule is a short list of groups, each a coefficient and a sum of (input
+part, weight part) products, over which `lrp.propagate` divides. A new rule is a new row of this table (x+ = max(x, 0),
+x- = min(x, 0), likewise w+ and w-)::
 
     Epsilon     (x, w)
     ZPlus       (x+, w+) + (x-, w-)
@@ -28,28 +25,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# parts of an input or a weight
+
 
 def same(t: Tensor) -> Tensor:
-    """t as it is."""
     return t
 
 
 def pos(t: Tensor) -> Tensor:
-    """max(t, 0)."""
     return t.clamp(min=0)
 
 
 def neg(t: Tensor) -> Tensor:
-    """min(t, 0)."""
     return t.clamp(max=0)
 
 
-def square(t: Tensor) -> Tensor:
-    """t squared."""
-    return t * t
-
-
-magnitude, ones = torch.abs, torch.ones_like
+magnitude, square, ones = torch.abs, torch.square, torch.ones_like
 
 
 @dataclass(frozen=True)
@@ -186,8 +177,7 @@ class AlphaBeta(Rule):
 
     @property
     def groups(self):
-        both = ((float(self.alpha), POSITIVE), (-float(self.beta), NEGATIVE))
-        return both if self.beta else both[:1]
+        return ((float(self.alpha), POSITIVE), (-float(self.beta), NEGATIVE))[: 2 if self.beta else 1]
 
     @property
     def fallback(self):
@@ -252,14 +242,14 @@ class ZBox(Rule):
         return ((1.0, Group((Part(same, same), Part(low, pos), Part(high, neg)))),)
 
     def complaint(self, xs):
-        low, high = (torch.as_tensor(b, dtype=xs[0].dtype, device=xs[0].device) for b in (self.low, self.high))
+        x, low, high = xs[0], *(torch.as_tensor(b).to(xs[0]) for b in (self.low, self.high))
         slack = 1e-4 * (high - low)
-        if ((xs[0] < low - slack) | (xs[0] > high + slack)).any():
-            return (
-                f"the input, {float(xs[0].min()):.3g} to {float(xs[0].max()):.3g}, leaves the box of {self!r}; "
-                "shares are no longer bounded: give low and high in the units of this layer's input"
-            )
-        return None
+        if not ((x < low - slack) | (x > high + slack)).any():
+            return None
+        return (
+            f"the input, {float(x.min()):.3g} to {float(x.max()):.3g}, leaves the box of {self!r}; shares are no "
+            "longer bounded: give low and high in the units of this layer's input"
+        )
 
 
 @dataclass(frozen=True)
@@ -319,26 +309,12 @@ class Own(Rule):
 
 
 class Adjoint(Rule):
-    r"""The vector-Jacobian product, that is, the gradient: R_i = sum_j (d y_j / d x_i) R_j.
+    """The vector-Jacobian product, R_i = sum_j (d y_j / d x_i) R_j: at every node, and from 1, the gradient.
 
-    With it at every node, and a seed of 1, the walk is backpropagation. A subclass may define `factor(layer, x)`,
-    shaped like x: the node then counts as y = factor x, with the factor held fixed.
+    A subclass may define `factor(layer, x)`, shaped like x: the node then counts as y = factor x.
     """
 
     factor = None
-
-
-class Told(Rule):
-    """Base of rules that say the shares themselves: at sums (`lrp.splitting`), pooling, or normalisation."""
-
-    def share(self, xs: list[Tensor], R: Tensor, at) -> list[Tensor]:
-        """Relevance of each input, `(T, *x.shape)`, from that of the output, R (T, N, ...).
-
-        `xs` are the inputs (N, ...); at a sum they are the summands, with their signs and in the shape of the sum.
-        `at` is the step: `at.layer` has the attributes of the module (or what the functional call was given),
-        `at.call(x)` is the layer itself, `at.skips` says which summands another summand was computed from.
-        """
-        raise NotImplementedError
 
 
 Symmetric = Flat

@@ -1,9 +1,6 @@
 """How relevance is split at a skip connection: rules for sums beyond those that any linear map has.
 
-Below them stand the rules that the authors of relevance splitting have for everything else in a ResNet, for
-`composites.RelevanceSplitting`.
-
-At y = a + b, skip a and branch b, every composite takes one as `addition=`:
+At y = a + b, skip a and branch b, every composite takes one as `addition=`::
 
     rule                    R_a                                  conserves  bounded  minds signs
     rules.Ratio()           R |a| / (|a| + |b|)                  yes        yes      no
@@ -15,23 +12,39 @@ At y = a + b, skip a and branch b, every composite takes one as `addition=`:
     Copy()                  R, and R for b too                   no         yes      no
     GlobalRatio()           signed, totals by magnitude          yes        no       yes
 
-Ratio and Symmetric are those of relevance splitting (otsuki2024layer). At the end, the cure for the dot lattice that
-skips with stride 2 leave behind: `spread`, which a composite applies with `spread=True`.
+Ratio and Symmetric are those of relevance splitting (otsuki2024layer). Below stand that paper's rules for the rest of a
+ResNet, and the cure for the dot lattice that skips with stride 2 leave behind (`spread=True` of a composite).
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import kinds as v
 from .errors import UnsupportedOperation
+from .graph import Node
 from .propagate import stabilise
-from .rules import Group, Part, Rule, Told, ones, pos, same
+from .rules import Group, Part, Rule, ones, pos, same
+
+
+class Told(Rule):
+    """Base of rules that say the shares themselves, at sums, pooling, or normalisation."""
+
+    def share(self, xs: list[Tensor], R: Tensor, at) -> list[Tensor]:
+        """Relevance of each input, `(T, *x.shape)`, from that of the output, R (T, N, ...).
+
+        `xs` are the inputs (N, ...); at a sum they are the summands, with their signs and in the shape of the sum.
+        `at` is the step: `at.layer` has the attributes of the module (or what the functional call was given),
+        `at.call(x)` is the layer itself, `at.skips` says which summands another summand was computed from.
+        """
+        raise NotImplementedError
 
 
 def by_magnitude(xs: list[Tensor], R: Tensor) -> list[Tensor]:
-    """R |x_k| / sum |x|, in equal parts where all are zero."""
+    """`R |x_k| / sum |x|`, in equal parts where all are zero."""
     sizes = [x.abs() for x in xs]
     whole = sum(sizes)
     empty = whole == 0
@@ -158,18 +171,66 @@ class AverageInstead(Told):
 # ---------------------------------------------------------------- no lattice
 
 
-def spread(R: Tensor, x: Tensor, steps: tuple[int, int]) -> Tensor:
+def spread(R: Tensor, x: Tensor, strides: tuple[int, int]) -> Tensor:
     r"""Relevance that a layer with gaps left on every s-th pixel, over the s x s pixels of its cell.
 
     .. math:: R_p = R_{\text{cell}} \, \frac{|x_p|}{\sum_{p' \in \text{cell}} |x_{p'}|}
 
-    for each channel, as average pooling would share it. Where a cell is zero throughout, relevance stays where it is.
+    for each channel, as average pooling would. Where a cell is zero throughout, relevance stays where it is.
     Totals are kept. R is (T, N, C, H, W), x (N, C, H, W). The idea is ours: the paper's maps show the lattice.
     """
-    (h, w), (a, b) = x.shape[2:], steps
+    (h, w), (a, b) = x.shape[2:], strides
     R = F.pad(R, (0, -w % b, 0, -h % a)).unflatten(-1, (-1, b)).unflatten(-3, (-1, a))  # (T, N, C, cells, a, cells, b)
     size = F.pad(x.abs(), (0, -w % b, 0, -h % a)).unflatten(-1, (-1, b)).unflatten(-3, (-1, a))
     whole = size.sum((-3, -1), keepdim=True)
     share = size / whole.masked_fill(whole == 0, 1)
     out = torch.where(whole == 0, R, R.sum((-3, -1), keepdim=True) * share)
     return out.flatten(-2).flatten(-3, -2)[..., :h, :w]
+
+
+@cache
+def spreading(chosen: type) -> type:
+    """The same step; at a layer that reads every s-th pixel, its shares are spread over the pixels between."""
+
+    class Spreading(chosen):
+        def forward(self, values):
+            self.strides = gaps(self.node, values)
+            self.x = values[self.sources[0]] if self.strides else None
+            return super().forward(values)
+
+        def back(self, R, last=True):
+            return self._spread(super().back(R, last))
+
+        def opposite(self, R):
+            return self._spread(super().opposite(R))
+
+        def _spread(self, shares):
+            if self.strides:
+                shares.relevance = [spread(share, self.x, self.strides) for share in shares.relevance]
+            return shares
+
+    return Spreading
+
+
+def gaps(node: Node, values: dict) -> tuple[int, int] | None:
+    """The strides of a layer that reads single pixels and leaves gaps between them, (vertical, horizontal), or None.
+
+    These are 1 x 1 convolutions with a stride, as in a ResNet's projections, and slices such as x[:, :, ::2, ::2].
+    """
+    if node.kind == v.CONVOLUTION:
+        read = node.layer(values)
+        if (
+            read.transposed
+            or read.weight.dim() != 4
+            or set(read.weight.shape[2:]) != {1}
+            or set(read.padding) - {0, *"valid"}
+        ):
+            return None
+        strides = tuple(read.stride)
+    elif node.op == "getitem" and isinstance(node.args[1], tuple) and len(node.args[1]) == 4:
+        if not all(isinstance(i, slice) and i.start in (None, 0) and i.stop is None for i in node.args[1]):
+            return None
+        strides = tuple(i.step or 1 for i in node.args[1][2:])
+    else:
+        return None
+    return strides if max(strides) > 1 else None

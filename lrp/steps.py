@@ -2,23 +2,22 @@
 
 A step stands at one node, for one input x. `forward` computes the node's value, and holds what the way back will need;
 `back` hands the relevance of the value, R (T, N, ...), down to the node's sources. Steps that are linear at x have two
-more: `forth`, the same map for a small change of the sources, and `constant`, what the rest of the value adds.
+more: `forth`, the same map for a small change of the sources, and `constant`, what the rest of the value adds::
 
     step      at                                       with                       what the sources get of R
     Linear    convolution, dense, BatchNorm, sum       Adjoint                    transpose(R, w)
-    Ruled     the same, and average, LRN, unknown      a rule with groups         shares by the rule (`lrp.propagate`)
+    Ruled     the same, and average, LRN, unknown      a rule with groups         shares by the rule (lrp.propagate)
     Through   activation, scale, norm; by override     Pass                       R
     Local     pooling, views; all but linear maps      their own way; Adjoint     J^T R, by a small graph of autograd
     Gate      product                                  its own way                R for the signal
     Say       sum, LRN, max pooling                    a rule that says shares    what the rule says
     Refused   unknown, pieces                          -                          an error that names the way out
 
-A new kind of node is a class with `forward` and `back`, and one call of `add_kind`.
+A new kind of node is a class with `back`, and one call of `lrp.plan.add_kind`.
 """
 
 from collections.abc import Iterable
-from functools import cache, cached_property, partial
-from typing import NamedTuple
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +27,7 @@ from . import kinds as v
 from .errors import LRPError, UnsupportedOperation, warn
 from .graph import Node, fill
 from .operators import Addition, Averaging, Convolution, Dense, Operator, Scaling, reduce_to
-from .propagate import Applied, Shares, total
-from .rules import PLAIN, Adjoint, Own, Pass, Rule, Told
-from .splitting import spread
+from .propagate import Applied, Shares, reads_output, total
 
 OVERWRITING = {"relu": torch.relu_, "relu6": partial(F.hardtanh_, min_val=0.0, max_val=6.0)}  # torch's, in place
 
@@ -44,6 +41,7 @@ class Step:
 
     def forward(self, values: dict[Node, object]) -> object:
         """The node's value from those of the nodes before it."""
+        self.likes = [_like(values[n]) for n in self.sources if isinstance(values[n], Tensor)]
         return self.node.run(values)
 
     def back(self, R: Tensor, last: bool = True) -> Shares:
@@ -65,54 +63,48 @@ class Step:
 
 
 class Through(Step):
-    """Relevance passes unchanged, R_i = R_j, to the first source of the same shape.
-
-    Where a scale or an activation has broadcast its source, copies are added up.
-    """
+    """Relevance passes unchanged, R_i = R_j, to the first source of the same shape; copies by broadcasting add up."""
 
     def forward(self, values):
-        self.likes = [_like(values[n]) for n in self.sources]
-        if self.node in self.plan.overwriting:  # nothing else reads the source: write over it
-            return OVERWRITING[self.node.op](values[self.sources[0]])
-        return self.node.run(values)
+        if self.node not in self.plan.overwriting:
+            return super().forward(values)
+        self.likes = [_like(values[n]) for n in self.sources]  # nothing else reads the source: write over it
+        return OVERWRITING[self.node.op](values[self.sources[0]])
 
     def back(self, R, last=True):
         same = [like.shape == R.shape[1:] for like in self.likes]
         if any(same):
             return Shares([R if k == same.index(True) else None for k in range(len(same))])
-        if isinstance(AT[self.node.kind].own, Pass):
-            return Shares([reduce_to(R, self.likes[0]), *[None] * (len(same) - 1)])
-        inputs = ", ".join(f"{n.name} {tuple(x.shape)}" for n, x in zip(self.sources, self.likes, strict=True))
+        shape = self.likes[0].shape
+        if len(same) == 1 == R.dim() - len(shape) and all(a in (1, b) for a, b in zip(shape, R.shape[1:], strict=True)):
+            return Shares([reduce_to(R, self.likes[0])])
         raise UnsupportedOperation(
             f"Pass() at node `{self.node.name}` needs an input shaped like its output {tuple(R.shape[1:])}; its inputs "
-            f"are {inputs}"
+            "are " + ", ".join(f"{n.name} {tuple(x.shape)}" for n, x in zip(self.sources, self.likes, strict=True))
         )
 
 
 class Local(Step):
     """The node's linearisation at x, as a small graph of autograd: R_i = sum_j (d y_j / d x_i) R_j.
 
-    Max pooling gives R to the winner; views move it with the values. Constants that torch's padding adds keep their
-    part, like a bias. The map R -> J^T R is linear, so its own derivative is the way forth, t -> J t.
+    Max pooling gives R to the winner; views move it with the values; what padding adds keeps its part, like a bias.
+    The map R -> J^T R is linear, so its own derivative is the way forth, t -> J t.
     """
 
     def __init__(self, plan, node):
         super().__init__(plan, node)
         self.sources = node.sources
-        self.adjoint = None  # J^T as a graph, made when `forth` is first asked
 
     def forward(self, values):
         leaves = {n: values[n].detach().requires_grad_() for n in self.sources}
         with torch.enable_grad():
-            self.y = self._run({**values, **leaves})
+            if getattr(self.rule, "factor", None) is None:
+                self.y = self.node.run({**values, **leaves})
+            else:
+                (x,) = leaves.values()
+                self.y = x * self.rule.factor(self.node.layer(values), x.detach())
         self.leaves = list(leaves.values())
         return self.y.detach()
-
-    def _run(self, values) -> Tensor:
-        if getattr(self.rule, "factor", None) is None:
-            return self.node.run(values)
-        x = values[self.sources[0]]
-        return x * self.rule.factor(self.node.layer(values), x.detach())
 
     def transpose(self, R: Tensor) -> list[Tensor]:
         """Vector-Jacobian products: (T, N, ...) -> one (T, N, ...) for each source."""
@@ -131,13 +123,17 @@ class Local(Step):
         shares = self.transpose(R)
         return Shares(shares, total(R) - sum(map(total, shares)) if self.node.pads else 0.0)
 
+    @cached_property
+    def adjoint(self) -> dict[int, Tensor]:
+        """J^T probe, by the index of the source, as a graph that can be differentiated by the probe."""
+        self.probe = torch.zeros_like(self.y).requires_grad_()
+        if not self.y.requires_grad:
+            return {}
+        with torch.enable_grad():
+            found = torch.autograd.grad(self.y, self.leaves, self.probe, create_graph=True, allow_unused=True)
+        return {k: f for k, f in enumerate(found) if f is not None and f.requires_grad}
+
     def forth(self, ts):
-        if self.adjoint is None:
-            self.probe, found = torch.zeros_like(self.y).requires_grad_(), [None] * len(self.leaves)
-            if self.y.requires_grad:
-                with torch.enable_grad():
-                    found = torch.autograd.grad(self.y, self.leaves, self.probe, create_graph=True, allow_unused=True)
-            self.adjoint = {k: f for k, f in enumerate(found) if f is not None and f.requires_grad}
         if not self.adjoint:
             return torch.zeros_like(self.y)
         used = [ts[k] for k in self.adjoint]
@@ -156,7 +152,7 @@ class Local(Step):
 
 
 class Linear(Step):
-    """A convolution, dense layer, BatchNorm or sum as a linear map: y = A x + b, R = A^T R."""
+    """A convolution, dense layer, BatchNorm or sum as a linear map: y = A x + b, R_i = (A^T R)_i."""
 
     def open(self, values) -> list[Tensor]:
         """Find the operator and its weights; returns the inputs."""
@@ -164,8 +160,7 @@ class Linear(Step):
         if node.kind == v.DENSE and node.norm is not None and xs[0].dim() > 2:
             raise UnsupportedOperation(
                 f"BatchNorm `{node.aliases[-1]}` follows dense layer `{node.name}` on more than two axes and cannot be "
-                "folded into it: give the composite fold_batchnorm=False, or flatten the samples' places into the "
-                "batch before the layer"
+                "folded into it: give the composite fold_batchnorm=False, or flatten places into the batch before it"
             )
         self.operator = operator(node, values)
         (self.w, self.b), self.parts = self.plan.weights(node, self.operator)
@@ -190,37 +185,33 @@ class Ruled(Linear):
     """A rule with groups at a linear map."""
 
     def forward(self, values):
-        applied = self.apply(self.open(values))
-        if (
-            self.rule.complete and applied.xs[0].element_size() >= 4
-        ):  # in half precision, rounded parts add up too roughly
+        xs = self.open(values)
+        applied = self.applied = self._apply(xs)
+        if self.rule.complete and xs[0].element_size() >= 4:  # in half precision, rounded parts add up too roughly
             return applied.forward()
         if applied.absorb or self.b is None or not reads_output(self.rule):
-            value = z = self.operator.forward(applied.xs, self.w, self.b)
+            value = z = self.operator.forward(xs, self.w, self.b)
         else:
-            z = self.operator.apply(applied.xs, self.w)
+            z = self.operator.apply(xs, self.w)
             value = z + self.operator.broadcast(self.b, z)
-        if reads_output(self.rule):
-            applied.z = z
+        applied.z = z if reads_output(self.rule) else None
         return value
 
-    def apply(self, xs: list[Tensor]) -> Applied:
-        """The rule at these inputs."""
+    def _apply(self, xs: list[Tensor], sign: int = 1) -> Applied:
+        """The rule at these inputs, or with negated weights."""
+        w, b, parts = self.w, self.b, self.parts
+        if sign < 0:
+            w, b, parts = -w, None if b is None else -b, {}
         absorb, known = self.plan.composite.bias == "absorb", [n.nonnegative for n in self.sources]
-        self.applied = Applied(self.rule, self.operator, xs, None, (self.w, self.b), self.parts, absorb, known)
-        return self.applied
+        return Applied(self.rule, self.operator, xs, None, (w, b), parts, absorb, known)
 
     def back(self, R, last=True):
-        complaint = self.rule.complaint(self.applied.xs)
-        if complaint and last:
+        if last and (complaint := self.rule.complaint(self.applied.xs)):
             warn(f"node `{self.node.name}`: {complaint}")
         return self.applied.back(R, last)
 
     def opposite(self, R):
-        if not self.rule.sign_selective:
-            return super().opposite(R)
-        a, negated = self.applied, (-self.w, None if self.b is None else -self.b)
-        return Applied(a.rule, a.operator, a.xs, None, negated, {}, a.absorb, a.nonnegative).back(R)
+        return self._apply(self.applied.xs, -1).back(R) if self.rule.sign_selective else super().opposite(R)
 
 
 class RuledLocal(Ruled):
@@ -231,22 +222,19 @@ class RuledLocal(Ruled):
         value = local.forward(values)
         held = {n: values[n] for n in self.plan.graph.reads[node]}
         xs = [held[n] for n in self.sources]
-        call = lambda xs: node.run(held | dict(zip(self.sources, xs, strict=True)))  # noqa: E731
-        self.operator = Averaging(call, lambda R: local.transpose(R), xs[0])
+
+        def call(xs: list[Tensor]) -> Tensor:
+            return node.run(held | dict(zip(self.sources, xs, strict=True)))
+
+        self.operator = Averaging(call, local.transpose, xs[0])
         (self.w, self.b), self.parts = self.operator.weights(), {}
-        self.apply(xs).z = value if reads_output(self.rule) else None
+        self.applied = self._apply(xs)
+        self.applied.z = value if reads_output(self.rule) else None
         return value
 
 
 class Gate(Step):
-    """A product: all relevance to the signal, none to the gate; equal halves where nothing tells them apart.
-
-    Source: achtibat2024attnlrp (halves).
-    """
-
-    def forward(self, values):
-        self.likes = [_like(values[n]) for n in self.sources]
-        return self.node.run(values)
+    """A product: all to the signal, none to the gate; halves where nothing tells them apart (achtibat2024attnlrp)."""
 
     def back(self, R, last=True):
         a, b = self.likes
@@ -264,19 +252,14 @@ class Gate(Step):
 
 
 class Say(Step):
-    """A rule that says the shares itself: `rules.Told`. It may ask this step for the layer, and who is a skip."""
+    """A rule that says the shares itself, `splitting.Told`; it may ask this step for `layer`, `call` and `skips`."""
 
     def forward(self, values):
         self.held = {n: values[n] for n in self.plan.graph.reads[self.node]}
         return self.node.run(values)
 
-    @property
-    def layer(self) -> object:
-        return self.node.layer(self.held)
-
-    @property
-    def skips(self) -> list[bool]:
-        return self.plan.graph.skips(self.node)
+    layer = property(lambda self: self.node.layer(self.held))
+    skips = property(lambda self: self.plan.graph.skips(self.node))
 
     def call(self, x: Tensor) -> Tensor:
         return self.node.run({**self.held, self.sources[0]: x})
@@ -295,95 +278,7 @@ class Refused(Step):
         raise no_rule(self.node)
 
 
-@cache
-def spreading(chosen: type[Step]) -> type[Step]:
-    """The same step; at a layer that reads every s-th pixel, its shares are spread over the pixels between."""
-
-    class Spreading(chosen):
-        def forward(self, values):
-            self.strides = gaps(self.node, values)
-            self.x = values[self.sources[0]] if self.strides else None
-            return super().forward(values)
-
-        def back(self, R, last=True):
-            return self._spread(super().back(R, last))
-
-        def opposite(self, R):
-            return self._spread(super().opposite(R))
-
-        def _spread(self, shares: Shares) -> Shares:
-            if self.strides:
-                shares.relevance = [spread(share, self.x, self.strides) for share in shares.relevance]
-            return shares
-
-    return Spreading
-
-
-# ---------------------------------------------------------------- which step where
-
-
-class At(NamedTuple):
-    """What stands at nodes of a kind: their own rule (None: the composite's list says), and steps."""
-
-    own: Rule | None
-    step: type[Step]
-    adjoint: type[Step]
-    shares: bool = False  # has a rule with groups a meaning there?
-
-
-AT = {
-    **dict.fromkeys((v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.ADD), At(None, Ruled, Linear, shares=True)),
-    **dict.fromkeys((v.AVERAGE, v.LRN), At(None, RuledLocal, Local, shares=True)),
-    **dict.fromkeys((v.ACTIVATION, v.SCALE, v.NORM), At(Pass(), Through, Local)),
-    v.MAXIMUM: At(Own(v.MAXIMUM), Local, Local),
-    v.REARRANGE: At(Own(v.REARRANGE), Local, Local),
-    v.PRODUCT: At(Own(v.PRODUCT), Gate, Local),
-    v.UNKNOWN: At(Own(v.UNKNOWN), Refused, Local, shares=True),
-    v.PIECES: At(Own(v.PIECES), Refused, Refused),
-}
-
-
-def choose(node: Node, rule: Rule) -> type[Step]:
-    """The step for a rule at a node; raises LRPError where the rule has no meaning."""
-    at = AT[node.kind]
-    if rule.at and node.kind not in rule.at:
-        raise LRPError(f"{rule!r} is a rule for {' and '.join(rule.at)}; `{node.name}` is {node.kind}")
-    if isinstance(rule, Own):
-        return at.step
-    if isinstance(rule, Pass | Told):
-        return Through if isinstance(rule, Pass) else Say
-    if isinstance(rule, Adjoint):
-        return at.adjoint
-    if at.shares:
-        return Ruled if at.adjoint is Linear else RuledLocal
-    raise LRPError(f"node `{node.name}` ({node.kind}) hands relevance on as it is; {rule!r} has no meaning there")
-
-
-def add_kind(kind: str, step: type[Step], names: str = "", modules: Iterable[type[nn.Module]] = ()) -> None:
-    """Teach the package a kind of node, from the next capture on: `step` stands at torch functions of these names
-    (separated by spaces) and at modules of these types.
-
-    Raises TypeError for a step without `back`, ValueError for a kind that exists.
-    """
-    if not (isinstance(step, type) and issubclass(step, Step)) or step.back is Step.back:
-        raise TypeError(f"{step!r} is no step: derive a class from lrp.steps.Step and define back(self, R, last)")
-    if kind in AT or kind == v.CONSTANT:
-        raise ValueError(f"there is a kind {kind!r} already: give the new one another name")
-    AT[kind] = At(Own(kind), step, step)
-    v.KIND_OF_NAME.update(dict.fromkeys(names.split(), kind))
-    v.REGISTERED.update(dict.fromkeys(modules, kind))
-
-
-def reads_output(rule: Rule) -> bool:
-    """Does the rule need the output of its node on the way back?"""
-    return any(group is PLAIN or group.where for _, group in rule.groups)
-
-
-def may_overwrite(node: Node) -> bool:
-    """Is this torch's own ReLU (not a class or function that shares its name), behind a value that is new memory?"""
-    own = node.module is None or type(node.module) in (nn.ReLU, nn.ReLU6)
-    relu = node.kind == v.ACTIVATION and node.op in OVERWRITING and own
-    return relu and node.inputs[0].kind in (*v.WEIGHTED, v.BATCHNORM)
+# ---------------------------------------------------------------- what they share
 
 
 def operator(node: Node, values: dict) -> Operator:
@@ -398,46 +293,27 @@ def operator(node: Node, values: dict) -> Operator:
     return Dense(node.layer(values), node.norm) if node.kind == v.DENSE else Scaling(node.layer(values))
 
 
-def gaps(node: Node, values: dict) -> tuple[int, int] | None:
-    """The strides of a layer that reads single pixels and leaves gaps between them, (vertical, horizontal), or None.
-
-    These are 1 x 1 convolutions with a stride, as in a ResNet's projections, and slices such as x[:, :, ::2, ::2].
-    """
-    if node.kind == v.CONVOLUTION:
-        read = node.layer(values)
-        if (
-            read.transposed
-            or read.weight.dim() != 4
-            or set(read.weight.shape[2:]) != {1}
-            or set(read.padding) - {0, *"valid"}
-        ):
-            return None
-        strides = tuple(read.stride)
-    elif node.op == "getitem" and isinstance(node.args[1], tuple) and len(node.args[1]) == 4:
-        if not all(isinstance(i, slice) and i.start in (None, 0) and i.stop is None for i in node.args[1]):
-            return None
-        strides = tuple(i.step or 1 for i in node.args[1][2:])
-    else:
-        return None
-    return strides if max(strides) > 1 else None
+def may_overwrite(node: Node) -> bool:
+    """Is this torch's own ReLU (not a class or function that shares its name), behind a value that is new memory?"""
+    own = node.module is None or type(node.module) in (nn.ReLU, nn.ReLU6)
+    relu = node.kind == v.ACTIVATION and node.op in OVERWRITING and own
+    return relu and node.inputs[0].kind in (*v.WEIGHTED, v.BATCHNORM)
 
 
 def no_rule(node: Node) -> UnsupportedOperation:
     """The error for relevance that would reach a node without a rule."""
+    pieces = "gives several tensors that are used as a whole: take them out one by one, as in a, b = x.chunk(2, 1)"
     if node.kind == v.PIECES:
-        return UnsupportedOperation(
-            f"node `{node.name}` ({node.op}) gives several tensors that are used as a whole: take them out one by one, "
-            "as in a, b = x.chunk(2, 1)"
-        )
-    hint = f"pass overrides={{'{node.name}': rules.Pass()}} to let relevance through, or rules.Epsilon() to share it"
+        return UnsupportedOperation(f"node `{node.name}` ({node.op}) {pieces}")
+    override = f"pass overrides={{'{node.name}': rules.Pass()}}"
+    hint = f"{override} to let relevance through, or rules.Epsilon() to share it"
     if node.op in v.SOFTMAXES:
         hint = (
             "relevance should start at the logits: take the softmax off the end of the model (seeds.Probability() "
-            f"scales the logit's relevance by it), or pass overrides={{'{node.name}': rules.Pass()}}"
+            f"scales the logit's relevance by it), or {override}"
         )
     return UnsupportedOperation(f"node `{node.name}` calls {node.op}, which has no rule: {hint}")
 
 
 def _like(x: Tensor) -> Tensor:
-    """A tensor of the same shape without memory."""
-    return torch.empty(x.shape, dtype=x.dtype, device="meta")
+    return torch.empty(x.shape, dtype=x.dtype, device="meta")  # a shape, without memory

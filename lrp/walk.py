@@ -14,7 +14,7 @@ from torch import Tensor
 from .errors import UnsupportedOperation
 from .explanation import Row
 from .graph import Node
-from .propagate import total
+from .propagate import Shares, total
 
 LARGEST = {"cpu": 2**22, "cuda": 2**27}  # values of the largest node, times targets, that one walk carries at most
 
@@ -88,12 +88,8 @@ def back(run: Run, R: Tensor, wanted: Collection[Node] = (), contrast: Collectio
 
 def _back(run: Run, R: Tensor, wanted: Collection[Node], contrast: Collection[Node], last: bool) -> Found:
     layers = {node: R.new_zeros(len(R), *run.shapes[node]) for node in wanted if node in run.shapes}
-    nothing = R.new_zeros(len(R), *[1] * run.x.dim()).expand(
-        -1, *run.x.shape
-    )  # where relevance never reaches the input
-    arrived = {run.nodes[-1]: R}
-    amounts = {run.nodes[-1]: total(R)}
-    rows = []
+    nowhere = R.new_zeros(()).expand(len(R), *run.x.shape)  # where relevance never reaches the input
+    arrived, amounts, rows = {run.nodes[-1]: R}, {run.nodes[-1]: total(R)}, []
     for node in reversed(run.nodes):
         R = arrived.pop(node, None)
         step = run.steps.pop(node, None) if last else run.steps.get(node)  # its memory is free after the last walk
@@ -104,15 +100,12 @@ def _back(run: Run, R: Tensor, wanted: Collection[Node], contrast: Collection[No
         if step is None:  # the input
             return Found(R, layers, rows)
         shares, amount = step.back(R, last), amounts[node]
-        row = Row(node.name, node.kind, repr(step.rule), amount, 0.0, shares.bias, shares.stabiliser)
         if node in contrast:
             taken = step.opposite(R)
-            shares.relevance = [a - d for a, d in zip(shares.relevance, taken.relevance, strict=True)]
-            row.relevance_out, row.bias, row.stabiliser = (
-                amount * 0,
-                row.bias - taken.bias,
-                row.stabiliser - taken.stabiliser,
-            )
+            relevance = [a - b for a, b in zip(shares.relevance, taken.relevance, strict=True)]
+            shares = Shares(relevance, shares.bias - taken.bias, shares.stabiliser - taken.stabiliser)
+        out = amount * 0 if node in contrast else amount
+        row = Row(node.name, node.kind, repr(step.rule), out, 0.0, shares.bias, shares.stabiliser)
         for source, share in zip(step.sources, shares.relevance, strict=True):
             if share is not None:
                 part = amount if share is R else total(share)
@@ -120,4 +113,4 @@ def _back(run: Run, R: Tensor, wanted: Collection[Node], contrast: Collection[No
                 arrived[source] = arrived[source] + share if source in arrived else share
                 amounts[source] = amounts[source] + part if source in amounts else part
         rows.append(row)
-    return Found(nothing.clone(), layers, rows)
+    return Found(nowhere.clone(), layers, rows)

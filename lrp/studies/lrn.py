@@ -18,7 +18,8 @@ from ..data.networks import WithinChannelLRN
 from ..engine import LRP
 from ..errors import DataError, LRPError, UnsupportedOperation
 from ..evaluate import perturbation
-from ..rules import Adjoint, Told
+from ..rules import Adjoint
+from ..splitting import Told
 
 Zeroth = Literal["self", "uniform"]
 

@@ -20,8 +20,9 @@ from ..evaluate import metrics
 from ..evaluate.baselines import REDUCTIONS, Method
 from ..evaluate.insertion import heat_quantization
 from ..graph import Graph, Node, ancestors
-from ..rules import Rule, Told
+from ..rules import Rule
 from ..seeds import Logit, Probability, Seed
+from ..splitting import Told
 
 # ---------------------------------------------------------------- one call
 

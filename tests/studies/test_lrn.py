@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from networks import Net
 from torch import nn
 
-from lrp import LRP, DataError, LRPError, LRPWarning, UnsupportedOperation, composites, rules
+from lrp import LRP, DataError, LRPError, LRPWarning, UnsupportedOperation, composites, rules, splitting
 from lrp.data import datasets, models
 from lrp.evaluate import metrics
 from lrp.studies import lrn
@@ -299,7 +299,7 @@ def test_refusals():
         LRNTaylor("none")
     with pytest.raises(UnsupportedOperation, match="ReLU is no local response normalisation"):
         share(LRNTaylor(), nn.ReLU(), torch.ones(1, 2, 3), torch.ones(1, 2, 3))
-    assert isinstance(rules.Pass(), rules.Rule) and not isinstance(rules.Pass(), rules.Told)
+    assert isinstance(rules.Pass(), rules.Rule) and not isinstance(rules.Pass(), splitting.Told)
 
 
 @pytest.mark.parametrize("name", ["caffe_cifar10_full", "bvlc_googlenet"])

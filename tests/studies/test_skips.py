@@ -13,8 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from lrp import LRP, DataError, LRPError, LRPWarning, composites, rules, seeds
 from lrp.data import datasets, models
 from lrp.data.networks import CIFARResNet, PaddedShortcut
-from lrp.splitting import BranchOnly, Copy, GlobalRatio, spread
-from lrp.steps import gaps
+from lrp.splitting import BranchOnly, Copy, GlobalRatio, gaps, spread
 from lrp.studies import skips
 
 
