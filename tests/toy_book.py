@@ -14,7 +14,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = (
     *("moved.py", "build/__init__.py", "build/book.py", "build/book.css", "build/book_pages.py"),
-    *("build/keys.py", "build/lint.py", "build/pages.py"),
+    *("build/editions.py", "build/keys.py", "build/pages.py"),
     *("teach/__init__.py", "teach/records.py", "teach/scorecard.py"),
 )
 BAR = "\rwork:  43%|████▎     | 53/124 [00:05<00:06, 10.55it/s]"
@@ -134,8 +134,7 @@ def lay_out(root: Path) -> None:
 
 
 def make(root: Path) -> tuple[int, str]:
-    gone = ("LRP_ROOT", "GITHUB_REPOSITORY")
-    environment = {name: value for name, value in os.environ.items() if name not in gone}
+    environment = {name: value for name, value in os.environ.items() if name != "LRP_ROOT"}
     command = [sys.executable, "-m", "lrp.build.book"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr

@@ -1,8 +1,7 @@
 """The book: a static site of the executed notebooks, the results and the reference, in `build/book/html`.
 
-Its pages are made from the files of the repository into `build/book/source` (`book_pages.py`), each written only when
-it changed, so that Sphinx reads only those again. Links between files are checked there, anchors by Sphinx: a dead one
-fails. The site works from a disk, without a server and without a network.
+Its pages are made from the files of the repository into `build/book/source` (`book_pages.py`). Links between files are
+checked there, anchors by Sphinx: a dead one fails. The site works from a disk, without a server and without a network.
 
 Run it by `python -m lrp.build.book`.
 """
@@ -15,13 +14,13 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..teach.records import write
 from .book_pages import Pages, existing
-from .keys import ROOT, BuildError, short_hash
+from .keys import ROOT, BuildError
+from .pages import table
 
 TITLE = "Layer-wise Relevance Propagation"
 CHAPTERS = {  # heading in the table of contents: pages under it
@@ -38,16 +37,11 @@ SEARCH = 'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_S
 
 
 def repository() -> str:
-    """Return the project's address on GitHub, or nothing if none is known.
-
-    It is that of CITATION.cff (`repository-code`), of the workflow that runs, or of git's origin.
-    """
+    """Return the project's address: of CITATION.cff (`repository-code`), of git's origin on GitHub, or nothing."""
     citation = ROOT / "CITATION.cff"
-    told = citation.read_text(encoding="utf-8") if citation.exists() else ""
-    if named := re.search(r"^repository-code:\s*[\"']?([^\"'\s]+)", told, flags=re.MULTILINE):
+    text = citation.read_text(encoding="utf-8") if citation.exists() else ""
+    if named := re.search(r"^repository-code:\s*[\"']?([^\"'\s]+)", text, flags=re.MULTILINE):
         return named[1]
-    if name := os.environ.get("GITHUB_REPOSITORY"):
-        return f"https://github.com/{name}"
     command = ["git", "-C", str(ROOT), "config", "remote.origin.url"]
     origin = subprocess.run(command, capture_output=True, text=True).stdout if shutil.which("git") else ""
     found = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?\s*$", origin)
@@ -59,16 +53,13 @@ def settings(address: str) -> dict:
     theme = {"show_toc_level": 2, "use_download_button": False, "home_page_in_toc": True}
     theme["footer_content_items"] = ["last-updated.html"]  # the default has an author too, and no author is set
     if address:
-        theme |= {"repository_url": address, "repository_branch": "main"}
+        launch = {"colab_url": "https://colab.research.google.com", "binderhub_url": "https://mybinder.org"}
+        theme |= {"repository_url": address, "repository_branch": "main", "launch_buttons": launch}
         theme |= {"use_repository_button": True, "use_issues_button": True}
-        theme["launch_buttons"] = {
-            "colab_url": "https://colab.research.google.com",
-            "binderhub_url": "https://mybinder.org",
-        }
-    extensions = ("autodoc", "napoleon", "viewcode")
+    extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
     return {
         "project": TITLE,
-        "extensions": ["myst_nb", "sphinx-mathjax-offline", *(f"sphinx.ext.{name}" for name in extensions)],
+        "extensions": ["myst_nb", "sphinx-mathjax-offline", *extensions],
         "default_role": "code",  # of text in single backquotes
         "html_theme": "sphinx_book_theme",
         "html_title": TITLE,
@@ -95,143 +86,84 @@ def settings(address: str) -> dict:
 
 def setup(app) -> None:
     """Tell Sphinx to leave out fields of named tuples, whose docstrings are Python's own."""
-
-    def skip(app, what, name, obj, skipped, options):
-        return skipped or (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") or None
-
-    app.connect("autodoc-skip-member", skip)
+    alias = "Alias for field number"
+    app.connect("autodoc-skip-member", lambda app, what, name, obj, *_: str(obj.__doc__).startswith(alias) or None)
 
 
-def modules() -> list[Path]:
-    """Return the modules that have a page in the reference."""
-    files = (file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py")))
-    return [file for file in files if file.stem not in WITHOUT_PAGE]
+def modules() -> dict[str, str]:
+    """Return {file: page} of the modules that have a page in the reference."""
+    files = [file.relative_to(ROOT) for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py"))]
+    return {file.as_posix(): f"api/{dotted(file)}.md" for file in files if file.stem not in WITHOUT_PAGE}
 
 
 def dotted(file: Path) -> str:
     """Return the name of a module: "lrp.rules", "lrp.data.models"."""
-    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-def page(file: Path) -> str:
-    """Return the page of a module: "api/rules.md", "api/data.models.md"."""
-    return f"api/{dotted(file).removeprefix('lrp.')}.md"
+    return ".".join(file.with_suffix("").parts)
 
 
 def summary(file: Path) -> str:
-    """Return the first paragraph of a module's docstring, fit for a table."""
-    said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return " ".join(said.split("\n\n")[0].split()).replace("|", "\\|")
+    """Return the first paragraph of a module's docstring, in one line."""
+    said = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8"))) or ""
+    return " ".join(said.split("\n\n")[0].split())
 
 
-def toctree(names: Iterable[str], *options: str) -> list[str]:
-    """Return the lines of a hidden table of contents of these pages."""
-    pages = [name.rsplit(".md", 1)[0].removesuffix(".ipynb") for name in names]
-    return ["", "```{toctree}", ":hidden:", *options, "", *pages, "```", ""]
+def toctree(pages: Iterable[str], *options: str) -> str:
+    """Return a hidden table of contents of these pages."""
+    names = [page.removesuffix(".md").removesuffix(".ipynb") for page in pages]
+    return "\n".join(["", "", "```{toctree}", ":hidden:", *options, "", *names, "```", ""])
 
 
 def contents(pages: list[str]) -> str:
     """Return the table of contents: every page but the first, under the headings of CHAPTERS."""
-    lines = []
-    for heading, patterns in CHAPTERS.items():
-        chosen = [page for pattern in patterns for page in fnmatch.filter(pages, pattern)]
-        lines += toctree(chosen, f":caption: {heading}") if chosen else []
-    return "\n".join(lines)
+    chapters = {
+        heading: [page for pattern in patterns for page in fnmatch.filter(pages, pattern)]
+        for heading, patterns in CHAPTERS.items()
+    }
+    return "".join(toctree(chosen, f":caption: {heading}") for heading, chosen in chapters.items() if chosen)
 
 
-def reference(files: list[Path]) -> dict[str, str]:
+def reference(files: dict[str, str]) -> dict[str, str]:
     """Return {page: text} of the API reference: a page for each module, and `api.md`, which lists them by folder."""
-    if not files:
-        return {}
-    listed, made = ["# API reference", "", "```python", "from lrp import LRP, composites, rules, seeds", "```"], {}
-    for folder, group in itertools.groupby(files, key=lambda file: file.parent):
-        listed += [
-            "",
-            f"## {dotted(folder)}",
-            "",
-            summary(folder / "__init__.py"),
-            "",
-            "| module | says |",
-            "|---|---|",
-        ]
-        for file in group:
-            name = dotted(file)
-            listed.append(f"| [`{name}`]({page(file)}) | {summary(file)} |")
-            made[page(file)] = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n"
-    return {"api.md": "\n".join([*listed, *toctree(made)])} | made
+    listed, made = "# API reference\n\n```python\nfrom lrp import LRP, composites, rules, seeds\n```\n", {}
+    for folder, group in itertools.groupby(map(Path, files), key=lambda file: file.parent):
+        rows = [(f"[`{dotted(file)}`]({files[file.as_posix()]})", summary(file)) for file in group]
+        listed += f"\n## {dotted(folder)}\n\n{summary(folder / '__init__.py')}\n\n{table(('module', 'says'), rows)}\n"
+    for file, page in files.items():
+        name = dotted(Path(file))
+        made[page] = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n"
+    return {"api.md": listed + toctree(made)} | made
 
 
-def sources() -> dict[str, bytes]:
+def sources() -> dict[str, str]:
     """Return {file: content} of the book's source. Raises BuildError for what is not ready."""
     known, address, files = existing(), repository(), modules()
-    if "README.md" not in known:
-        raise BuildError("there is no README.md, which is the book's first page")
-    maker = Pages(known | {file.relative_to(ROOT).as_posix(): page(file) for file in files}, address)
+    maker = Pages(known | files, address)
     texts = {}
     for name, target in known.items():
         texts[target] = maker.notebook(name) if target.endswith(".ipynb") else maker.markdown(name)
     texts |= reference(files)
     texts["index.md"] += contents(list(texts))
     texts["conf.py"] = CONF + "".join(f"{name} = {value!r}\n" for name, value in settings(address).items())
-    texts["_static/book.css"] = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
-    pictures = {name: (ROOT / name).read_bytes() for name in maker.pictures}
-    return {name: text.encode() for name, text in texts.items()} | pictures
-
-
-def digest(files: dict[str, bytes]) -> str:
-    """Return what a finished book depends on, as a hash: its source, the package, the environment."""
-    lock = ROOT / "environment.lock"
-    used = sorted((ROOT / "lrp").rglob("*.py")) + ([lock] if lock.exists() else [])
-    hashes = [short_hash(content) for content in (*map(files.get, sorted(files)), *map(Path.read_bytes, used))]
-    return short_hash("\n".join([*sorted(files), *hashes]))
-
-
-def lay_out(files: dict[str, bytes], folder: Path) -> bool:
-    """Write the book's source into a folder, only what changed; return whether a file went away."""
-    for name, content in files.items():
-        if not (folder / name).exists() or (folder / name).read_bytes() != content:
-            write(folder / name, content)
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    for name in there - set(files):
-        (folder / name).unlink()
-    return bool(there - set(files))
-
-
-def build(folder: Path) -> bool:
-    """Run Sphinx on the source; return whether it found no fault."""
-    from sphinx.cmd.build import build_main
-
-    quiet = [] if sys.stderr.isatty() else ["-q"]
-    places = ["-d", str(folder / "doctrees"), str(folder / "source"), str(folder / "html")]
-    return not build_main(["-b", "html", "-W", "--keep-going", *quiet, *places])
+    return texts | {"_static/book.css": Path(__file__).with_suffix(".css").read_text(encoding="utf-8")}
 
 
 def make(folder: Path) -> bool:
-    """Make the book in a folder unless it is up to date; return whether it is sound. Raises BuildError."""
-    start, stamp, index = time.monotonic(), folder / "made", folder / "html" / "index.html"
+    """Make the book in a folder; return whether Sphinx found no fault. Raises BuildError for what is not ready."""
+    from sphinx.cmd.build import build_main
+
     files = sources()
-    key = digest(files)
-    where = os.path.relpath(index, ROOT)
-    if index.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key:
-        print(f"{where}: up to date")
-        return True
-    stamp.unlink(missing_ok=True)
-    if lay_out(files, folder / "source"):
-        remove(folder / "doctrees", folder / "html")  # Sphinx keeps pages whose source is gone
-    print(f"{len(files)} files of source; Sphinx reads what changed (all of it: about a minute)", flush=True)
-    if not build(folder):
-        remove(folder / "doctrees")  # Sphinx warns only of pages that it reads: the next run reads all
+    shutil.rmtree(folder, ignore_errors=True)  # Sphinx warns only of pages that it reads: it reads all
+    for name, text in files.items():
+        write(folder / "source" / name, text)
+    shutil.copytree(ROOT / "figures", folder / "source" / "figures", ignore=shutil.ignore_patterns("*.md", "*.json"))
+    print(f"{len(files)} files of source, which Sphinx reads in about a minute", flush=True)
+    quiet = [] if sys.stderr.isatty() else ["-q"]
+    places = ["-d", str(folder / "doctrees"), str(folder / "source"), str(folder / "html")]
+    if build_main(["-b", "html", "-W", "--keep-going", *quiet, *places]):
         return False
-    figures = sum(content.count(b"{figure} /") for content in files.values())
-    took = time.monotonic() - start
-    print(f"{len(list(folder.glob('html/**/*.html')))} pages, {figures} figures with captions: {where} ({took:.0f} s)")
-    write(stamp, key.encode())
+    figures = sum(text.count("{figure} /") for text in files.values())
+    print(f"{figures} figures with captions in {os.path.relpath(folder / 'html' / 'index.html', ROOT)}")
     return True
-
-
-def remove(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> int:

@@ -1,11 +1,8 @@
 """Pages of the book from what the repository holds: Markdown with its links turned, notebooks with their outputs.
 
 A notebook's page is its source, so that prose is never stale, with the outputs of the executed copy put in by cell id.
-
-Standard library only.
 """
 
-import ast
 import base64
 import json
 import os
@@ -15,8 +12,8 @@ from itertools import groupby
 from pathlib import Path
 
 from ..teach.records import is_picture
-from .keys import ROOT, BuildError, notebooks, parse, read
-from .lint import calls, given
+from .editions import figures_of
+from .keys import ROOT, BuildError, notebooks, read
 from .pages import judging_cell
 
 MARKDOWN = {  # file of the repository: its page
@@ -58,19 +55,18 @@ def label(*parts: str) -> str:
 
 
 def figure(picture: str, alt: str, caption: str, anchor: str) -> str:
-    """Return MyST for a figure; `picture` is its path in the book."""
+    """Return MyST for a figure; `picture` is its path, in the repository as in the book."""
     return f"```{{figure}} /{picture}\n:alt: {json.dumps(alt, ensure_ascii=False)}\n:name: {anchor}\n\n{caption}\n```"
 
 
 class Pages:
     """Makes the text of pages.
 
-    `pages` is {file of the repository: page of the book}, `repository` the address on GitHub, empty if there is
-    none; pictures that pages show are collected in `pictures`, as paths that repository and book share.
+    `pages` is {file of the repository: page of the book}, `repository` the address on GitHub, empty without one.
     """
 
     def __init__(self, pages: dict[str, str], repository: str = ""):
-        self.pages, self.repository, self.pictures = pages, repository, set()
+        self.pages, self.repository = pages, repository
 
     def markdown(self, name: str) -> str:
         """Return a Markdown file as a page. Raises BuildError for a link that leads nowhere."""
@@ -84,7 +80,6 @@ class Pages:
     def shown(self, gallery: str, shown: re.Match) -> str:
         """Return the figure for a picture and its caption in a gallery."""
         picture = (Path(gallery).parent / f"{shown['name']}.png").as_posix()
-        self.pictures.add(picture)
         return figure(picture, shown["alt"], shown["caption"], self.anchor(picture))
 
     def anchor(self, picture: str) -> str | None:
@@ -109,7 +104,7 @@ class Pages:
                 return found[0]
             outside = re.match(r"[a-z][a-z0-9+.-]*:", target)
             if found["picture"]:
-                return found["text"] if outside else f"![{found['text']}](/{self.picture(target, name)})"
+                return found["text"] if outside else f"![{found['text']}](/{inside(target, name)})"
             words = self.relinked(found["text"], name)
             if outside or target.startswith("#"):
                 return f"[{words}]({target})"
@@ -132,21 +127,12 @@ class Pages:
         kind = "tree" if (ROOT / path).is_dir() else "blob"
         return f"{self.repository}/{kind}/HEAD/{path}" if self.repository else None
 
-    def picture(self, target: str, name: str) -> str:
-        """Note that a page shows a picture; return its path."""
-        path = inside(target, name)
-        self.pictures.add(path)
-        return path
-
     def notebook(self, name: str) -> str:
-        """Return a notebook as a page, in the format of notebooks.
-
-        Raises BuildError where code has changed since it ran, or never ran.
-        """
+        """Return a notebook as a page. Raises BuildError where code has changed since it ran, or never ran."""
         executed = ROOT / "build" / "quick" / Path(name).name
         if not executed.exists():
             raise BuildError(f"{name} has not run: run `make figures` first")
-        ran, record = read(executed), read(executed.with_suffix(".json"))["figures"]
+        ran, record = read(executed), read(executed.with_suffix(".json")).get("figures", {})
         by_id = {cell["id"]: cell for cell in ran["cells"] if cell["cell_type"] == "code"}
         cells, judging = [], judging_cell(ROOT / name)
         for cell in read(ROOT / name)["cells"]:
@@ -163,40 +149,38 @@ class Pages:
                 anchor = f"({label('cell', Path(name).stem, cell['id'])})="
                 cells.append({"cell_type": "markdown", "id": "judging", "metadata": {}, "source": anchor})
             cells.append({**cell, "source": source, "metadata": folding(tags, source)})
-            cells[-1]["outputs"] = self.outputs(twin["outputs"], saved(source, record))
+            figures = [(n, record[n]) for n in figures_of(source) if n in record]
+            cells[-1]["outputs"] = page_outputs(twin["outputs"], figures)
         kept = {key: ran["metadata"][key] for key in ("kernelspec", "language_info") if key in ran["metadata"]}
         return json.dumps({**ran, "cells": cells, "metadata": kept}, indent=1, ensure_ascii=False)
 
-    def outputs(self, outputs: list[dict], figures: list[tuple[str, dict]]) -> list[dict]:
-        """Return outputs fit for a page: figures with caption and description, no progress bars, no widgets.
 
-        `figures` are the figures that the cell saved, in order. Each takes the place of the next picture of its
-        proportions; one that the cell does not show stands last.
-        """
-        made, left = [], list(figures)
-        for (kind, stream), group in groupby(outputs, key=lambda output: (output["output_type"], output.get("name"))):
-            group = list(group)
-            if kind == "stream":
-                text = tidy("".join("".join(output["text"]) for output in group), errors=stream == "stderr")
-                made += [{"output_type": kind, "name": stream, "text": text}] if text else []
-                continue
-            for output in group:
-                data = output.get("data", {})
-                if twin := next((each for each in left if same_shape(data.get("image/png"), each[0])), None):
-                    left.remove(twin)
-                    made.append(self.saved_figure(*twin))
-                elif WIDGET in data and "image/png" not in data:
-                    made += without_widget(data)
-                else:
-                    data = {mime: content for mime, content in data.items() if mime != WIDGET}
-                    made.append(output | ({"data": data, "metadata": {}} if data else {}))
-        return made + [self.saved_figure(*each) for each in left]
+def page_outputs(outputs: list[dict], figures: list[tuple[str, dict]]) -> list[dict]:
+    """Return outputs fit for a page: figures with caption and description, no progress bars, no widgets.
 
-    def saved_figure(self, name: str, record: dict) -> dict:
-        """Return the output for a figure that a notebook saved, and note that a page shows its picture."""
-        picture = saved_picture(name)
-        self.pictures.add(picture)
-        return display({"text/markdown": figure(picture, record["alt"], record["caption"], label("fig", name))})
+    `figures` are the figures that the cell saved, in order. Each takes the place of the next picture of its
+    proportions; one that the cell does not show stands last.
+    """
+    made, left = [], list(figures)
+    for (kind, stream), group in groupby(outputs, key=lambda output: (output["output_type"], output.get("name"))):
+        if kind == "stream":
+            text = tidy("".join("".join(output["text"]) for output in group), errors=stream == "stderr")
+            made += [{"output_type": kind, "name": stream, "text": text}] if text else []
+            continue
+        for output in group:
+            data = output.get("data", {})
+            if twin := next((each for each in left if same_shape(data.get("image/png"), each[0])), None):
+                left.remove(twin)
+                made.append(saved_figure(*twin))
+            elif not (WIDGET in data and BAR.search("".join(data.get("text/plain", "")))):
+                made.append(output | ({"data": without_widget(data), "metadata": {}} if data else {}))
+    return made + [saved_figure(*each) for each in left]
+
+
+def saved_figure(name: str, record: dict) -> dict:
+    """Return the output for a figure that a notebook saved."""
+    text = figure(saved_picture(name), record["alt"], record["caption"], label("fig", name))
+    return {"output_type": "display_data", "data": {"text/markdown": text}, "metadata": {}}
 
 
 def inside(target: str, name: str) -> str:
@@ -219,27 +203,18 @@ def same_shape(shown: str | None, name: str) -> bool:
     """Whether a picture of a notebook (PNG in base64) has the proportions of a saved figure, to a pixel or two."""
     if shown is None:
         return False
-    header = base64.b64decode("".join(shown).replace("\n", "")[:32])
-    (width, height), (across, down) = (
-        struct.unpack(">II", png[16:24]) for png in (header, (ROOT / saved_picture(name)).read_bytes())
-    )
+    files = base64.b64decode("".join(shown)), (ROOT / saved_picture(name)).read_bytes()
+    (width, height), (across, down) = (struct.unpack(">II", png[16:24]) for png in files)
     return abs(across * height - down * width) <= 2 * max(across, down)
-
-
-def saved(source: str, record: dict) -> list[tuple[str, dict]]:
-    """Return (name, record) of the figures that the run of a cell saved, in order."""
-    names = [given(call, 1, "name") for call in calls(parse(source), "save")]
-    return [(n.value, record[n.value]) for n in names if isinstance(n, ast.Constant) and n.value in record]
 
 
 def folding(tags: list[str], source: str) -> dict:
     """Return a code cell's metadata for myst-nb: what is folded, and the description of a picture without one."""
     first = next((line.strip("# ") for line in source.splitlines() if line.strip()), "")
     shown = {"image": {"alt": f"Picture drawn by the code above: {first}"}}
-    found = next((FOLDED[tag] for tag in tags if tag in FOLDED), None)
-    if found is None and (lines := len(source.splitlines())) > LONG:
-        found = ("hide-input", f"Show the code ({lines} lines)", "Hide the code")
-    if found is None:
+    lines = len(source.splitlines())
+    long = ("hide-input", f"Show the code ({lines} lines)", "Hide the code") if lines > LONG else None
+    if (found := next((FOLDED[tag] for tag in tags if tag in FOLDED), long)) is None:
         return {"tags": tags, "mystnb": shown}
     folded, show, hide = found
     return {"tags": [*tags, folded], "mystnb": shown | {"code_prompt_show": show, "code_prompt_hide": hide}}
@@ -261,13 +236,9 @@ def tidy(text: str, errors: bool) -> str:
     return re.sub(r"\S*/(site-packages/|(?=lrp/[\w/]+\.py\b))", "", text).replace(f"{ROOT}{os.sep}", "")
 
 
-def without_widget(data: dict) -> list[dict]:
-    """Return what stands in place of a widget: its still picture and a note, or nothing for a progress bar."""
-    if BAR.search("".join(data.get("text/plain", ""))):
-        return []
-    still = [display({"text/html": data["text/html"]})] if "text/html" in data else []
-    return [*still, display({"text/markdown": NO_WIDGET})]
-
-
-def display(data: dict) -> dict:
-    return {"output_type": "display_data", "data": data, "metadata": {}}
+def without_widget(data: dict) -> dict:
+    """Return the data of an output, where a still picture or a note stands in place of a widget."""
+    stills = ("image/png", "text/html")
+    if WIDGET not in data:
+        return data
+    return {mime: data[mime] for mime in stills if mime in data} or {"text/markdown": NO_WIDGET}

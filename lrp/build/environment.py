@@ -1,14 +1,9 @@
-"""Make the Python environment ready, once: `make` calls this first, and it returns at once when nothing
-changed.
+"""Make the Python environment ready, once: `make` calls this first, and it returns at once when nothing changed.
 
-Where packages go: an active virtual environment or conda environment (not conda's `base`), otherwise `.venv`
-in the repository. `.venv` gets exactly `environment.lock`; an active environment that already satisfies the
-bounds of `pyproject.toml` is used as it is, and brought to the lock otherwise.
-
-Ready means that a stamp file, named by a hash of everything the set-up depends on, lies in the environment.
-It is written last, so an interrupted set-up is never taken for a finished one.
-
-Standard library only; run so any Python can run it: `python -m lrp.build.environment PREFIX`.
+Packages go into an active virtual or conda environment (not conda's `base`), which is brought to `environment.lock`
+only if it does not satisfy the bounds of `pyproject.toml`; otherwise into `.venv`, which gets exactly the lock.
+Ready means that a stamp lies in the environment, named by a hash of what the set-up depends on and written last.
+Standard library only, so that any Python can run it: `python -m lrp.build.environment PREFIX`.
 """
 
 import hashlib
@@ -44,17 +39,19 @@ def unsatisfied(requirements: list[str]) -> list[str]:
     def release(version: str) -> list[int]:
         return [int(part) for part in re.match(r"[\d.]*", version)[0].strip(".").split(".") if part]
 
-    missing = []
-    for requirement in requirements:
+    def satisfied(requirement: str) -> bool:
         name, relation, bound = re.fullmatch(r"([\w.-]+)(>=|==)([\d.]+)", requirement).groups()
         try:
             have = release(metadata.version(name))
         except metadata.PackageNotFoundError:
-            missing.append(requirement)
-            continue
-        if have < release(bound) or (relation == "==" and have != release(bound)):
-            missing.append(requirement)
-    return missing
+            return False
+        return have == release(bound) or (relation == ">=" and have > release(bound))
+
+    return [requirement for requirement in requirements if not satisfied(requirement)]
+
+
+def say(text: str) -> None:
+    print(f"[env] {text}", flush=True)  # before the output of the command that follows
 
 
 def run(*command: str | Path) -> None:
@@ -66,10 +63,7 @@ def run(*command: str | Path) -> None:
 
 def create(prefix: Path) -> None:
     """Make an empty virtual environment; what an unfinished or broken one left is removed first."""
-    print(
-        f"[env] new virtual environment {prefix.name} with Python {sys.version.split()[0]} (a few seconds)",
-        flush=True,
-    )
+    say(f"new virtual environment {prefix.name} with Python {sys.version.split()[0]}")
     python = sys._base_executable  # this may run inside the environment that is about to go
     shutil.rmtree(prefix, ignore_errors=True)
     try:
@@ -77,9 +71,8 @@ def create(prefix: Path) -> None:
     except SetupError as error:
         shutil.rmtree(prefix, ignore_errors=True)
         raise SetupError(
-            f"{python} cannot make a virtual environment: its venv module is missing or incomplete.\n"
-            "Install it (Debian, Ubuntu: apt install python3-venv), name another Python\n"
-            "(make env PYTHON=python3.12), or use conda:\n"
+            f"{python} has no complete venv module. Install it (Debian, Ubuntu: apt install python3-venv), name\n"
+            "another Python (make env PYTHON=python3.12), or use conda:\n"
             "conda env create -f environment.yml && conda activate lrp"
         ) from error
 
@@ -90,27 +83,21 @@ def install(prefix: Path, own: bool) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     requirements = project["dependencies"] + project["optional-dependencies"]["dev"]
     missing = unsatisfied(requirements)
+    if own:
+        (prefix / UNFINISHED).touch()
     if own or missing:
-        if own:
-            (prefix / UNFINISHED).touch()
-        else:
-            print(f"[env] {prefix} lacks: {', '.join(missing)}", flush=True)
-        print(
-            "[env] 1/2 packages of environment.lock: on Linux (PyTorch with CUDA) a download of 2.7 GB that "
-            "takes 6 GB of disk, on macOS much less; about 3 to 10 minutes, once",
-            flush=True,
-        )
+        say(f"{prefix} lacks: {', '.join(missing)}")
+        say("packages of environment.lock, once: on Linux a download of 2.7 GB (6 GB of disk), about 3 to 10 minutes")
         run(*pip, "-r", "environment.lock")
     else:
-        print(f"[env] 1/2 {prefix} satisfies pyproject.toml and is used as it is", flush=True)
-    print("[env] 2/2 this package, linked into the environment (a few seconds)", flush=True)
+        say(f"{prefix} satisfies pyproject.toml and is used as it is")
     isolation = ["--no-build-isolation"] if not unsatisfied(["setuptools>=77"]) else []
     run(*pip, "--quiet", "--no-deps", *isolation, "-e", ".")
     for old in prefix.glob(STAMP + "*"):
         old.unlink()
     (prefix / UNFINISHED).unlink(missing_ok=True)
     stamp(prefix).touch()
-    print("[env] ready", flush=True)
+    say("ready")
 
 
 def ready(prefix: Path) -> None:
@@ -121,12 +108,11 @@ def ready(prefix: Path) -> None:
         return
     if not own and not inside:
         raise SetupError(
-            f"the active environment {prefix} has no Python 3.11 or newer: activate another\n"
-            "one, or deactivate it and make will use a .venv of its own"
+            f"the active environment {prefix} has no Python 3.11 or newer: activate another one, or\n"
+            "deactivate it and make will use a .venv of its own"
         )
     if own and (not inside or (prefix / UNFINISHED).exists() or not shutil.which("pip", path=prefix / "bin")):
         create(prefix)
-        sys.stdout.flush()
         new_python = str(prefix / "bin" / "python")
         os.execv(new_python, [new_python, "-m", "lrp.build.environment", str(prefix), "--install"])
     install(prefix, own)

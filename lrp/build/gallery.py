@@ -1,11 +1,10 @@
 """Bring together what the notebook runs recorded.
 
-That is `figures/numbers.json` and the gallery `figures/README.md`, and for the claims of papers
-`figures/claims.json` and the page `figures/scorecard.md`, which shows both profiles. `merge` rewrites them only
-where something changed: a number that is reproduced within its tolerance keeps its committed text, so git shows
-a change only when a result changed. `check` compares the regenerated numbers and verdicts with the committed ones.
+`merge` writes `numbers.json` and the gallery `README.md` into the figures folder, for the claims of papers also
+`claims.json` and `scorecard.md`. A number that is reproduced within its tolerance keeps its committed text, so git
+shows a change only when a result changed. `check` compares what was regenerated with what is committed.
 
-Standard library only; run it by `python -m lrp.build.gallery {merge,check} ...`.
+Standard library only; run it by `python -m lrp.build.gallery {merge,check}`.
 """
 
 import argparse
@@ -15,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..teach.records import is_picture, write
@@ -34,72 +33,63 @@ is evidence against it.
 
 def within(old: dict, new: dict) -> bool:
     """Whether a new number reproduces an old one, by the old one's tolerance (exactly without one)."""
-    exact = (bool, str)
-    if isinstance(old["value"], exact) or isinstance(new["value"], exact):
+    if isinstance(old["value"], bool | str) or isinstance(new["value"], bool | str):
         return type(old["value"]) is type(new["value"]) and old["value"] == new["value"]
     tolerance = old.get("atol", 0) + old.get("rtol", 0) * abs(old["value"])
     return abs(new["value"] - old["value"]) <= tolerance
 
 
-def rounded(number: dict) -> dict:
-    """Return the number with its value at the digits that are kept."""
-    value = number["value"]
-    return {**number, "value": float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value}
+def rounded(value: object) -> object:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def reproduced(before: dict, after: dict, *, together: bool = False) -> dict:
+    """Return the numbers {name: number} of a run, where reproduced ones have the value that they had before.
+
+    The numbers of an interval (`name/mean`, `name/low`, ...) come from one run, and with `together` all numbers do.
+    """
+    after = {name: {**number, "value": rounded(number["value"])} for name, number in after.items()}
+    old = {name: {**number, "value": before[name]["value"]} for name, number in after.items() if name in before}
+
+    def whole(name: str) -> str:
+        interval = name.rpartition("/")[0]
+        return "" if together else interval if f"{interval}/mean" in after else name
+
+    lost = {whole(name) for name, number in after.items() if name not in old or not within(old[name], number)}
+    return {name: number if whole(name) in lost else old[name] for name, number in after.items()}
 
 
 def keep_reproduced(old: dict, new: dict) -> dict:
-    """Return the new numbers {figure: {name: number}}, where reproduced ones keep their old value.
-
-    An interval (`name/mean`, `name/low`, ...) keeps all of its numbers or none: its ends belong to one run.
-    """
-    merged = {}
-    for figure, numbers in new.items():
-        before = old.get(figure, {})
-        numbers = {name: rounded(number) for name, number in numbers.items()}
-        whole = {name: head if f"{(head := name.rpartition('/')[0])}/mean" in numbers else name for name in numbers}
-        lost = {
-            whole[name]
-            for name, number in numbers.items()
-            if name not in before or not within({**number, "value": before[name]["value"]}, number)
-        }
-        merged[figure] = {
-            name: number if whole[name] in lost else {**number, "value": before[name]["value"]}
-            for name, number in numbers.items()
-        }
-    return merged
+    """Return the new numbers {figure: {name: number}}, where reproduced ones keep their old value."""
+    return {figure: reproduced(old.get(figure, {}), numbers) for figure, numbers in new.items()}
 
 
 def keep_claims(old: dict, new: dict) -> dict:
     """Return the new claims {name: record}; one whose verdict and numbers are all reproduced keeps its old numbers."""
     merged = {}
     for name, record in new.items():
-        before, numbers = old.get(name), record["numbers"]
-        keeps = before is not None and all(before[key] == record[key] for key in ("verdict", "expected", "zero"))
-        kept = keep_reproduced({name: before["numbers"]} if keeps else {}, {name: numbers})[name]
-        if keeps and kept != before["numbers"]:  # all numbers of an interval come from one run
-            kept = {key: rounded(number) for key, number in numbers.items()}
-        merged[name] = {**record, "numbers": kept}
+        before = old.get(name)
+        same = before is not None and all(before[key] == record[key] for key in ("verdict", "expected", "zero"))
+        numbers = reproduced(before["numbers"] if same else {}, record["numbers"], together=True)
+        merged[name] = {**record, "numbers": numbers}
     return merged
 
 
-def differences(old: dict, new: dict) -> list[tuple[str, str, str, str]]:
-    """Return what is not reproduced of {figure: {name: number}} as rows (number, committed, regenerated, tolerance)."""
-    rows = []
+def differences(old: dict, new: dict) -> Iterator[tuple[str, str, str, str]]:
+    """Yield what is not reproduced of {figure: {name: number}} as rows (number, committed, regenerated, tolerance)."""
     for figure in sorted(old | new):
         before, after = old.get(figure, {}), new.get(figure, {})
         if figure not in old or figure not in new:
-            rows.append((figure, *(("new", "regenerated") if figure in new else ("committed", "missing")), ""))
+            yield figure, *(("new", "regenerated") if figure in new else ("committed", "missing")), ""
             continue
         for name in sorted(before | after):
             a, b = before.get(name), after.get(name)
-            if a is None or b is None or not within(a, b):
+            if not (a and b and within(a, b)):
                 tolerance = f"{a.get('atol', 0):g} + {a.get('rtol', 0):g}*|old|" if a else ""
-                rows.append((f"{figure} {name}", brief(a), brief(b), tolerance))
-    return rows
+                yield f"{figure} {name}", brief(a), brief(b), tolerance
 
 
 def brief(number: dict | None) -> str:
-    """Return a number's value as the table of `check` shows it."""
     value = number["value"] if number else "missing"
     return value if isinstance(value, str) else f"{value:.{DIGITS}g}"
 
@@ -159,29 +149,29 @@ class Gallery:
         return {name: record for named in self.records(kind).values() for name, record in named.items()}
 
     def merge(self) -> list[str]:
-        """Write what changed; return complaints: figures missing or orphaned."""
+        """Write what the runs recorded; return complaints: figures missing or orphaned."""
         new = {name: record["numbers"] for name, record in self.recorded().items()}
         old = read(self.numbers)
-        kept = self.of_others(old)
-        merged = kept | keep_reproduced(old, new)
+        others = self.of_others(old)
+        merged = others | keep_reproduced(old, new)
         self.figures.mkdir(parents=True, exist_ok=True)
-        rewrite(self.numbers, as_text(merged) + "\n")
-        if not kept:  # a gallery is written when every notebook has run
-            rewrite(self.figures / "README.md", gallery(self.records(), self.profile))
+        write(self.numbers, as_text(merged) + "\n")
+        if not others:  # a gallery is written when every notebook has run
+            write(self.figures / "README.md", gallery(self.records(), self.profile))
         lying = {path.stem: path for path in sorted(self.figures.glob("[0-9][0-9]_*.png"))}
         known = merged | self.of_others(lying)
         orphans = [f"{name}.png is saved by no notebook: remove it" for name in lying if name not in known]
-        missing = [f"{name}.png was recorded and is missing" for name in self.missing(new)]
+        missing = [f"{name}.png was recorded and is missing" for name in self.missing()]
         return missing + orphans + self.merge_claims(merged)
 
     def merge_claims(self, figures: dict) -> list[str]:
         """Write claims.json and the scorecard, or remove them without a claim; return complaints."""
         new, old = self.recorded("claims"), read(self.claims)
         merged = self.of_others(old) | keep_claims(old, new)
-        rewrite(self.claims, as_text(merged) + "\n" if merged else None)
+        write_or_remove(self.claims, as_text(merged) + "\n" if merged else None)
         claims = {profile: read(folder / "claims.json") for profile, folder in self.folders.items()}
         home = next(iter(self.folders.values()))
-        rewrite(home / "scorecard.md", scorecard(claims, self.folders, notebooks(), home))
+        write_or_remove(home / "scorecard.md", scorecard(claims, self.folders, notebooks(), home))
         return [
             f"claim {name} names the figure {record['figure']}, which no notebook saved"
             for name, record in new.items()
@@ -193,16 +183,15 @@ class Gallery:
         numbers = {path.stem[:2] for path in notebooks()} - {stem[:2] for stem in self.records()}
         return {name: record for name, record in named.items() if name[:2] in numbers}
 
-    def missing(self, names: Iterable[str]) -> list[str]:
-        """Return the figures of these names that are not there as whole pictures."""
-        return [name for name in sorted(names) if not is_picture(self.figures / f"{name}.png")]
+    def missing(self) -> list[str]:
+        """Return the recorded figures that are not there as whole pictures."""
+        return [name for name in sorted(self.recorded()) if not is_picture(self.figures / f"{name}.png")]
 
     def check(self) -> list[tuple[str, str, str, str]]:
         """Return what is not reproduced as rows (number, committed, regenerated, tolerance)."""
-        new = {name: record["numbers"] for name, record in self.recorded().items()}
         return [
-            *((f"{name}.png", "", "missing", "") for name in self.missing(new)),
-            *differences(committed(self.numbers), new),
+            *((f"{name}.png", "", "missing", "") for name in self.missing()),
+            *differences(committed(self.numbers), {name: r["numbers"] for name, r in self.recorded().items()}),
             *differences(with_verdicts(committed(self.claims)), with_verdicts(self.recorded("claims"))),
         ]
 
@@ -212,40 +201,34 @@ def with_verdicts(claims: dict) -> dict:
     return {f"claim {n}": r["numbers"] | {"verdict": {"value": r["verdict"]}} for n, r in claims.items()}
 
 
-def rewrite(path: Path, text: str | None) -> None:
-    """Write a text file unless it already holds this text; None removes it."""
+def write_or_remove(path: Path, text: str | None) -> None:
     if text is None:
         path.unlink(missing_ok=True)
-    elif not path.exists() or path.read_text(encoding="utf-8") != text:
+    else:
         write(path, text)
 
 
-def merge(here: Gallery, since: float | None) -> int:
+def merge(here: Gallery, since: float) -> int:
     """Merge, print what is wrong and a closing line; return the exit status."""
     folder = os.path.relpath(here.figures, ROOT)
     with alone("merge"):  # the profiles share the scorecard
         complaints = here.merge()
     for line in complaints:
         print(f"{folder}: {line}", file=sys.stderr)
-    claims = len(here.recorded("claims"))
-    stated = f", {claims} claims" if claims else ""
-    took = f" in {time.time() - since:.0f} s" if since else ""
-    print(f"{len(here.recorded())} figures of {len(here.records())} notebooks in {folder}/{stated}{took}")
+    figures, claims = here.recorded(), here.recorded("claims")
+    print(f"{len(figures)} figures and {len(claims)} claims in {folder}/ in {time.time() - since:.0f} s")
     return int(bool(complaints))
 
 
 def check(here: Gallery) -> int:
-    """Print what is not reproduced as a table, or that all is; return the exit status."""
+    """Print what is not reproduced, or that all is; return the exit status."""
     if rows := here.check():
         print("Not reproduced (regenerated numbers and verdicts against the committed ones):")
-        table = [("number", "committed", "regenerated", "tolerance"), *rows]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for row in table:
-            print("  " + "  ".join(map(str.ljust, row, widths)).rstrip())
+        for row in [("number", "committed", "regenerated", "tolerance"), *rows]:
+            print("  {:50} {:16} {:16} {}".format(*row).rstrip())
         return 1
-    total, claims = sum(len(record["numbers"]) for record in here.recorded().values()), len(here.recorded("claims"))
-    stated = f"; {claims} claims with their committed verdicts" if claims else ""
-    print(f"{total} numbers reproduced, each within its tolerance{stated}")
+    numbers = sum(len(record["numbers"]) for record in here.recorded().values())
+    print(f"all of {numbers} numbers and {len(here.recorded('claims'))} verdicts are reproduced")
     return 0
 
 
@@ -255,7 +238,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", choices=["merge", "check"])
     parser.add_argument("--profile", default="quick")
     parser.add_argument("--build", help="folder under build/ (default: the profile)")
-    parser.add_argument("--since", type=float, help="time at which make started, for the closing line")
+    parser.add_argument(
+        "--since", type=float, default=time.time(), help="time at which make started, for the closing line"
+    )
     options = parser.parse_args(arguments)
     here = Gallery(options.profile, options.build or options.profile)
     try:

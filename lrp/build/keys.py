@@ -1,9 +1,7 @@
 """What a notebook's results depend on, as a short text: its key.
 
-Hashes of its code cells, of the `lrp` modules they import (followed recursively), of `environment.lock` and
-of the data files in the repository, plus parameters and versions. Prose, outputs and times of files play no
-part.
-
+Hashes of its code cells, of the `lrp` modules they import (followed recursively), of `environment.lock` and of the
+data files in the repository, plus parameters and versions. Prose, outputs and times of files play no part.
 Standard library only, so `make` reads keys in milliseconds.
 """
 
@@ -43,17 +41,13 @@ def read(path: Path) -> dict:
             raise ValueError(f"a {type(found).__name__} instead of an object")
     except ValueError as error:
         name = os.path.relpath(path, ROOT)
-        raise BuildError(
-            f"{name} is no sound JSON ({error}): it is cut short, or a merge left its marks. Take the committed one, "
-            f"`git checkout HEAD -- {name}`; what git does not hold, delete"
-        ) from error
+        fix = f"take the committed one, `git checkout HEAD -- {name}`, or delete what git does not hold"
+        raise BuildError(f"{name} is no sound JSON ({error}), cut short or left by a merge: {fix}") from error
     return found
 
 
 def figures_folder(profile: str, build: str) -> Path:
-    """Return where the figures of a profile go; LRP_FIGURES overrides it, and smoke runs stay in `build`."""
-    if os.environ.get("LRP_FIGURES"):
-        return Path(os.environ["LRP_FIGURES"]).absolute()
+    """Return where the figures of a profile go; those of smoke runs stay in `build`."""
     if build == "smoke":
         return ROOT / "build" / build / "figures"
     return ROOT / "figures" / ("full" if profile == "full" else "")
@@ -71,9 +65,6 @@ def alone(name: str) -> Iterator[None]:
         yield
 
 
-# --- reading notebooks --------------------------------------------------------------------------------------
-
-
 def notebooks() -> list[Path]:
     """Return the numbered notebooks in order."""
     return sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -89,10 +80,9 @@ def find(name: str) -> Path:
 
 def code_cells(notebook: Path) -> list[dict]:
     """Return code cells as {id, source, tags}."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return [
         {"id": cell.get("id", ""), "source": "".join(cell["source"]), "tags": cell["metadata"].get("tags", [])}
-        for cell in cells
+        for cell in read(notebook)["cells"]
         if cell["cell_type"] == "code"
     ]
 
@@ -120,9 +110,6 @@ def assigned(statement: ast.stmt) -> set[str]:
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
-# --- keys ---------------------------------------------------------------------------------------------------
-
-
 def imported(tree: ast.Module, home: str = "") -> set[Path]:
     """Return the files of `lrp` that this code imports, absolutely or relatively to `home` ("lrp.data")."""
     names: set[str] = set()
@@ -139,11 +126,6 @@ def imported(tree: ast.Module, home: str = "") -> set[Path]:
     return {file for place in places for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()}
 
 
-def package(file: Path) -> str:
-    """Return the dotted name of the folder that a file of `lrp` stands in."""
-    return ".".join(file.parent.relative_to(ROOT).parts)
-
-
 def modules(notebook: Path) -> list[Path]:
     """Return every `lrp` file that running the notebook can import, directly or through others."""
     todo = set().union(*(imported(parse(cell["source"])) for cell in code_cells(notebook)))
@@ -151,7 +133,8 @@ def modules(notebook: Path) -> list[Path]:
     while todo:
         file = todo.pop()
         seen.add(file)
-        todo |= imported(parse(file.read_text(encoding="utf-8")), package(file)) - seen
+        home = ".".join(file.parent.relative_to(ROOT).parts)
+        todo |= imported(parse(file.read_text(encoding="utf-8")), home) - seen
     if ROOT / "lrp/teach/figures.py" in seen:
         seen |= set((ROOT / "lrp/teach").glob("*.mplstyle"))
     return sorted(seen)
@@ -159,28 +142,19 @@ def modules(notebook: Path) -> list[Path]:
 
 def data_files() -> list[Path]:
     """Return the data files that come with the repository (not downloads, caches or prose)."""
-    files = (path for path in (ROOT / "data").rglob("*") if path.is_file() and path.suffix != ".md")
-    return sorted(
-        path
-        for path in files
-        if not {"raw", "cache", "__pycache__"} & set(path.relative_to(ROOT / "data").parts)
-        and not path.name.endswith((".part", ".tmp"))
-    )
+    files = (path for path in sorted((ROOT / "data").rglob("*")) if path.is_file())
+    files = (path for path in files if not path.name.endswith((".md", ".part", ".tmp")))
+    return [path for path in files if not {"raw", "cache", "__pycache__"} & set(path.relative_to(ROOT / "data").parts)]
 
 
 def downloads() -> str:
     """Return a listing (names and sizes) of the data that the full profile may find outside git."""
-    folders = [ROOT / "data" / "raw"] + [Path(p) for p in [os.environ.get("LRP_DATA", "")] if p]
-    lines = []
-    for folder in folders:
-        for parent, children, names in os.walk(folder):
-            children.sort()
-            lines += [f"{Path(parent, name)} {Path(parent, name).stat().st_size}" for name in sorted(names)]
-    return "\n".join(lines)
+    folders = filter(None, [str(ROOT / "data" / "raw"), os.environ.get("LRP_DATA", "")])
+    files = (path for folder in folders for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    return "\n".join(f"{path} {path.stat().st_size}" for path in files)
 
 
 def version(distribution: str) -> str:
-    """Return `name version`, for a package that may be missing."""
     try:
         return f"{distribution} {metadata.version(distribution)}"
     except metadata.PackageNotFoundError:
@@ -192,9 +166,7 @@ def key(notebook: Path, overrides: dict) -> str:
     cells = json.dumps([[cell["source"].strip(), cell["tags"]] for cell in code_cells(notebook)])
     lines = [f"{short_hash(cells)}  code cells"]
     lines += [f"{name}={value!r}  parameter" for name, value in sorted(overrides.items())]
-    files = modules(notebook)
-    lock = ROOT / "environment.lock"
-    files += [lock] if lock.exists() else []
+    files = modules(notebook) + [path for path in [ROOT / "environment.lock"] if path.exists()]
     if DATA_MODULES & {path.relative_to(ROOT).as_posix() for path in files}:
         files += data_files()
         if overrides.get("PROFILE") == "full":

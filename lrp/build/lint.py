@@ -1,20 +1,18 @@
-"""Check the notebooks without running them: facts fail, lengths are reported.
+"""Check the notebooks without running them.
 
-The facts say that a notebook tells and the package computes, that everything a result depends on is visible
-to the build, and that nothing in git belongs to one machine or one run.
-
-Standard library only; run it by `python -m lrp.build.lint [NOTEBOOK...]`.
+A notebook tells and the package computes, everything a result depends on is visible to the build, and nothing in git
+belongs to one machine or one run. Standard library only; run it by `python -m lrp.build.lint`.
 """
 
 import ast
 import re
-import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from .keys import assigned, notebooks, parse, read
 
+DEFINITION = (ast.FunctionDef, ast.ClassDef)
 REQUIRED = ("SEED", "DEVICE", "PROFILE")
 FORBIDDEN = {  # pattern in code: what to do instead
     r"^\s*!": "no shell commands: make installs and downloads",
@@ -32,23 +30,15 @@ class Notebook:
     """A notebook read for checking."""
 
     def __init__(self, path: Path):
-        self.path, self.number = path, path.stem[:2]
-        self.raw = read(path)
+        self.path, self.number, self.raw = path, path.stem[:2], read(path)
         self.cells = self.raw["cells"]
         self.source = ["".join(cell["source"]) for cell in self.cells]
-        self.code = [i for i, cell in enumerate(self.cells) if cell["cell_type"] == "code"]
         self.markdown = [i for i, cell in enumerate(self.cells) if cell["cell_type"] == "markdown"]
-        self.trees = {i: parse(self.source[i]) for i in self.code}
+        self.trees = {i: parse(self.source[i]) for i, cell in enumerate(self.cells) if cell["cell_type"] == "code"}
 
-    def tags(self, index: int) -> list[str]:
-        return self.cells[index]["metadata"].get("tags", [])
-
-    def definitions(self) -> Iterator[tuple[int, ast.FunctionDef | ast.ClassDef]]:
-        """Yield the functions and classes that cells define at their top level."""
-        for i, tree in self.trees.items():
-            for node in tree.body:
-                if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                    yield i, node
+    def tagged(self, tag: str) -> list[int]:
+        """Return the code cells with this tag."""
+        return [i for i in self.trees if tag in self.cells[i]["metadata"].get("tags", [])]
 
 
 def stored_state(notebook: Notebook) -> Iterator[str]:
@@ -64,8 +54,7 @@ def stored_state(notebook: Notebook) -> Iterator[str]:
 
 def title(notebook: Notebook) -> Iterator[str]:
     """One H1, in the first cell, that starts with the notebook's number."""
-    first = notebook.source[0] if notebook.cells else ""
-    if 0 not in notebook.markdown or not re.match(rf"# {int(notebook.number)}\b", first):
+    if 0 not in notebook.markdown or not re.match(rf"# {int(notebook.number)}\b", notebook.source[0]):
         yield f"cell 0: must be Markdown that starts with the title, '# {int(notebook.number)} · ...'"
     headings = [line for i in notebook.markdown for line in prose(notebook.source[i]).splitlines() if line[:2] == "# "]
     if len(headings) > 1:
@@ -74,11 +63,10 @@ def title(notebook: Notebook) -> Iterator[str]:
 
 def parameters_cell(notebook: Notebook) -> Iterator[str]:
     """One cell of typed, commented literals before all other code."""
-    tagged = [i for i in notebook.code if "parameters" in notebook.tags(i)]
-    if len(tagged) != 1 or tagged[0] != notebook.code[0]:
+    tagged = notebook.tagged("parameters")
+    if not tagged or tagged != [index := min(notebook.trees)]:
         yield f"needs exactly one cell tagged 'parameters', before any other code (tagged: {tagged})"
         return
-    index = tagged[0]
     lines, body = notebook.source[index].splitlines(), notebook.trees[index].body
     for node in body:
         if not assigned(node) or not is_literal(node.value):
@@ -99,10 +87,9 @@ def is_literal(node: ast.expr | None) -> bool:
 
 
 def calls(tree: ast.AST, name: str) -> list[ast.Call]:
-    """Return the calls of a function of lrp.teach.figures, by one of its three names, in order."""
+    """Return the calls of a function of lrp.teach.figures, by one of its three names."""
     names = (name, f"figures.{name}", f"lrp.teach.figures.{name}")
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in names]
-    return sorted(found, key=lambda call: call.lineno)
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in names]
 
 
 def given(call: ast.Call, position: int, name: str) -> ast.expr | None:
@@ -130,7 +117,7 @@ def figures(notebook: Notebook) -> Iterator[str]:
 
 def forbidden(notebook: Notebook) -> Iterator[str]:
     """Code that would hide a dependency, reach outside or belong to one machine."""
-    for i in notebook.code:
+    for i in notebook.trees:
         for number, line in enumerate(notebook.source[i].splitlines(), start=1):
             for pattern, advice in FORBIDDEN.items():
                 if re.search(pattern, line):
@@ -145,13 +132,11 @@ def rebinding(notebook: Notebook) -> Iterator[str]:
     bound: dict[str, int] = {}
     for i, tree in notebook.trees.items():
         for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                names = {node.name}
-            else:
-                names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            stored = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            names = {node.name} if isinstance(node, DEFINITION) else stored
             for name in names & set(bound):
                 yield f"cell {i}: gives {name!r}, defined in cell {bound[name]}, another meaning"
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            if isinstance(node, DEFINITION):
                 bound[node.name] = i
 
 
@@ -170,8 +155,7 @@ def prose(text: str) -> str:
 def dead_links(text: str, folder: Path) -> list[str]:
     """Return the relative link targets in Markdown that lead nowhere."""
     targets = re.findall(r"\]\(<?([^)\s>]+)", prose(text)) + re.findall(r'(?:src|href)="([^"]+)"', prose(text))
-    relative = [t for t in targets if not re.match(r"[a-z]+:|#|attachment:", t)]
-    return [t for t in relative if not (folder / t.split("#")[0]).exists()]
+    return [t for t in targets if not re.match(r"[a-z]+:|#", t) and not (folder / t.split("#")[0]).exists()]
 
 
 def solutions(notebook: Notebook) -> Iterator[str]:
@@ -180,7 +164,7 @@ def solutions(notebook: Notebook) -> Iterator[str]:
     for i, text in enumerate(notebook.source):
         if i in notebook.markdown and (heading := re.match(r"#+\s*(.*)", text)):
             inside = bool(re.match(r"solution", heading[1], flags=re.IGNORECASE))
-        if inside and i in notebook.code and "solution" not in notebook.tags(i):
+        if inside and i in notebook.trees and i not in notebook.tagged("solution"):
             yield f"cell {i}: stands under 'Solutions' without the tag 'solution'"
 
 
@@ -188,7 +172,7 @@ def repeated(books: list[Notebook]) -> Iterator[str]:
     """A function that two notebooks define belongs into the package."""
     homes: dict[str, str] = {}
     for notebook in books:
-        for _, node in notebook.definitions():
+        for node in (node for tree in notebook.trees.values() for node in tree.body if isinstance(node, DEFINITION)):
             first = homes.setdefault(node.name, notebook.path.stem)
             if first != notebook.path.stem:
                 yield f"{notebook.path.stem}: {node.name!r} is also defined in {first}; move it into lrp/"
@@ -204,28 +188,11 @@ def faults(paths: list[Path]) -> list[str]:
     return found + list(repeated(books))
 
 
-def lengths(notebook: Notebook) -> str:
-    """Return one line on how much code and prose there is, without the solutions."""
-    code = [notebook.source[i] for i in notebook.code if "solution" not in notebook.tags(i)]
-    cells = [sum(bool(line.strip()) for line in source.splitlines()) for source in code] or [0]
-    words = sum(len(notebook.source[i].split()) for i in notebook.markdown)
-    longest = max((node.end_lineno - node.lineno + 1 for _, node in notebook.definitions()), default=0)
-    return (
-        f"  {notebook.path.stem:30} {len(code):3} code cells, {sum(cells):4} lines "
-        f"(median {statistics.median(cells):g}, longest {max(cells)}, longest def {longest}), "
-        f"{words / max(1, sum(cells)):.0f} words per line"
-    )
-
-
 def main() -> int:
-    """Print faults and lengths; return 1 if there are faults."""
-    paths = [Path(name) for name in sys.argv[1:]] or notebooks()
+    """Print the faults of the notebooks; return 1 if there are any."""
+    paths = notebooks()
     found = faults(paths)
-    for line in found:
-        print(line)
-    print(f"notebooks: {len(paths)} checked, {len(found)} faults" + (". Lengths, for orientation:" if paths else ""))
-    for path in paths:
-        print(lengths(Notebook(path)))
+    print(*found, f"notebooks: {len(paths)} checked, {len(found)} faults", sep="\n")
     return int(bool(found))
 
 

@@ -1,12 +1,7 @@
 """Pages and tables that are generated: the scorecard, tables of contents, the links between notebooks, README's tables.
 
-`figures/scorecard.md` is written by `make figures`, from the claims that the runs of both profiles recorded. The rest
-lies in texts between two comments, `<!-- NAME -->` and `<!-- /NAME -->`, and is written anew by `make contents`:
-
-* `contents` in `notebooks/00_start_here.ipynb`: title, minutes and sections of each notebook;
-* `navigation` at the end of each notebook: the one before, the contents, the next;
-* `notebooks`, `scorecard`, `coverage` and `benchmark` in `README.md`: a row per notebook, how many claims got which
-  verdict, on how many networks the ledger balances, and what an explanation costs.
+`make figures` writes `figures/scorecard.md`, from the claims that the runs of both profiles recorded. `make contents`
+writes what stands between two comments, `<!-- NAME -->` and `<!-- /NAME -->`, in the notebooks and in `README.md`.
 
 Standard library only; run it by `python -m lrp.build.pages [--check]`.
 """
@@ -18,10 +13,10 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from string import Template
+from typing import NamedTuple
 
 from ..teach.records import write
 from ..teach.scorecard import NO_NUMBER, PAPERS, VERDICTS, beside, found
@@ -65,11 +60,11 @@ def scorecard(claims: dict[str, dict], folders: dict[str, Path], books: list[Pat
     `claims` is {profile: {name: record}}, `folders` where the profiles' figures are, `home` where the page goes.
     Claims of notebooks that no longer exist are left out.
     """
-    shown = {path.stem[:2]: f"[{path.stem}]({link(path, home)}{judged(path)})" for path in books}
-    claims = {
-        profile: {name: record for name, record in named.items() if name[:2] in shown}
-        for profile, named in claims.items()
-    }
+    shown = {}
+    for path in books:
+        cell = judging_cell(path)
+        shown[path.stem[:2]] = f"[{path.stem}]({link(path, home)}{f'#cell-id={cell}' if cell else ''})"
+    claims = {p: {n: record for n, record in named.items() if n[:2] in shown} for p, named in claims.items()}
     papers: dict[str, list] = {}  # {key: rows, each after what it is sorted by}
     for i, (profile, named) in enumerate(claims.items()):
         for name, record in named.items():
@@ -80,7 +75,7 @@ def scorecard(claims: dict[str, dict], folders: dict[str, Path], books: list[Pat
     listed = ", ".join(f"[{p}]({link(folders[p] / 'claims.json', home)})" for p, named in claims.items() if named)
     counted = " ".join(f"{p.capitalize()} profile: {counts(named.values())}." for p, named in claims.items() if named)
     text = SCORECARD.substitute(counts=counted, files=listed)
-    for key in sorted(papers, key=rank):
+    for key in sorted(papers, key=lambda key: ([*PAPERS, key].index(key), key)):  # what left PAPERS comes last
         paper = PAPERS.get(key)
         place = " ".join(filter(None, [f"{paper.place} (`{key}`).", paper.note])) + "\n\n" if paper else ""
         head = ("claim", "paper", "ours", "profile", "verdict", "shown in")
@@ -98,20 +93,10 @@ def claim_row(record: dict, profile: str, folder: Path, notebook: str, home: Pat
     return record["statement"], record["paper"] or NO_NUMBER, ours, profile, verdict, shown
 
 
-def rank(key: str) -> tuple[int, str]:
-    """Order papers as in PAPERS, and those that left that table last."""
-    return (list(PAPERS).index(key) if key in PAPERS else len(PAPERS), key)
-
-
 def judging_cell(notebook: Path) -> str:
     """Return the id of the first cell that states claims, or an empty one."""
     stated = (c["id"] for c in code_cells(notebook) if re.search(r"scorecard\.(Sheet|claim|untestable)\(", c["source"]))
     return next(stated, "")
-
-
-def judged(notebook: Path) -> str:
-    """Return the fragment that leads to the claims of a notebook in JupyterLab."""
-    return f"#cell-id={id}" if (id := judging_cell(notebook)) else ""
 
 
 def link(path: Path, home: Path) -> str:
@@ -121,47 +106,38 @@ def link(path: Path, home: Path) -> str:
 # --- tables of contents -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """What a notebook says of itself: its title, how long it runs and its sections."""
 
     path: Path
     title: str
     runs: str
-    sections: tuple[str, ...]
-
-    @property
-    def number(self) -> str:
-        return self.path.stem[:2]
+    sections: list[str]
 
 
 def entry(path: Path) -> Entry:
-    """Read a notebook's entry. Raises BuildError where its first cell does not say what is needed."""
-    texts = ["".join(cell["source"]) for cell in read(path)["cells"] if cell["cell_type"] == "markdown"]
-    title = re.match(r"# \d+ · (.*)", texts[0] if texts else "")
-    runs = re.search(r"\*\*Runs in\*\* (.*?) on two CPU cores", texts[0] if texts else "")
+    """Read a notebook's entry. Raises BuildError without a title or a time."""
+    text = "\n".join("".join(cell["source"]) for cell in read(path)["cells"] if cell["cell_type"] == "markdown")
+    title = re.match(r"# \d+ · (.*)", text)
+    runs = re.search(r"\*\*Runs in\*\* (.*?) on two CPU cores", text)
     if not (title and runs):
-        raise BuildError(
-            f"{path.name}: its first cell needs a title '# N · ...' and '**Runs in** ... on two CPU cores', "
-            "from which tables of contents are made"
-        )
-    headings = re.findall(r"^## (.*)$", "\n".join(re.sub(r"```.*?```", "", t, flags=re.DOTALL) for t in texts), re.M)
-    sections = tuple(h for h in headings if not h.startswith(COMMON))
-    return Entry(path, title[1].strip(), runs[1].strip(), sections)
+        raise BuildError(f"{path.name}: needs a title '# N · ...' and '**Runs in** ... on two CPU cores'")
+    headings = re.findall(r"^## (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    return Entry(path, title[1].strip(), runs[1].strip(), [h for h in headings if not h.startswith(COMMON)])
 
 
 def contents(entries: list[Entry]) -> str:
-    lines = []
-    for e in entries:
-        name = f"[{int(e.number)} · {e.title}]({e.path.name})"
-        lines.append(f"* **{name}** Runs in {e.runs}." + (f"<br>{' · '.join(e.sections)}" if e.sections else ""))
-    return "\n".join(lines)
+    return "\n".join(
+        f"* **[{int(e.path.stem[:2])} · {e.title}]({e.path.name})** Runs in {e.runs}."
+        + (f"<br>{' · '.join(e.sections)}" if e.sections else "")
+        for e in entries
+    )
 
 
 def navigation(entries: list[Entry], i: int) -> str:
-    parts = [f"← [{entries[i - 1].title}]({entries[i - 1].path.name})"] if i else []
+    parts = [f"← [{e.title}]({e.path.name})" for e in entries[:i][-1:]]
     parts += [f"[contents]({entries[0].path.name})"] if i else []
-    parts += [f"[{entries[i + 1].title}]({entries[i + 1].path.name}) →"] if i + 1 < len(entries) else []
+    parts += [f"[{e.title}]({e.path.name}) →" for e in entries[i + 1 : i + 2]]
     return " · ".join(parts)
 
 
@@ -172,17 +148,15 @@ def overview(entries: list[Entry]) -> str:
     """Return a row per notebook."""
     numbers, rows = read(ROOT / "figures" / "numbers.json"), []
     for e in entries:
-        places = [paper.place for paper in PAPERS.values() if paper.notebook == e.number]
+        places = [paper.place for paper in PAPERS.values() if e.path.stem.startswith(paper.notebook)]
         papers = ", ".join(f"{place.split(',')[0]} {re.search('20[0-9]{2}', place)[0]}" for place in places)
-        count = sum(name.startswith(e.number) for name in numbers)
-        figures = f"[{count}](figures/README.md)"
+        figures = f"[{sum(name[:2] == e.path.stem[:2] for name in numbers)}](figures/README.md)"
         rows.append((f"[{e.path.stem}](notebooks/{e.path.name})", e.title, papers or "–", figures, e.runs))
     return table(("notebook", "question", "paper", "figures", "quick profile, two cores"), rows)
 
 
 def verdicts() -> str:
-    profiles = {"quick": "figures", "full": "figures/full"}
-    claims = {profile: read(ROOT / folder / "claims.json") for profile, folder in profiles.items()}
+    claims = {"quick": read(ROOT / "figures/claims.json"), "full": read(ROOT / "figures/full/claims.json")}
     parts = [f"{len(c)} claims in the {profile} profile: {counts(c.values())}" for profile, c in claims.items() if c]
     return "; ".join(parts) + "." if parts else ""
 
@@ -232,8 +206,8 @@ def rendered() -> dict[Path, str]:
             cell["source"] = put("".join(cell["source"]), name, new, e.path.name).splitlines(keepends=True)
         texts[e.path] = json.dumps(book, indent=1, ensure_ascii=False) + "\n"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tables = (("notebooks", overview(entries)), ("scorecard", verdicts()))
-    for name, new in (*tables, ("coverage", coverage()), ("benchmark", benchmark())):
+    tables = {"notebooks": overview(entries), "scorecard": verdicts()}
+    for name, new in (tables | {"coverage": coverage(), "benchmark": benchmark()}).items():
         readme = put(readme, name, new, "README.md")
     return texts | {ROOT / "README.md": readme}
 

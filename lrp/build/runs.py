@@ -1,17 +1,14 @@
 """Run the notebooks, each only when its content changed.
 
-A run stores the notebook's key (`lrp/build/keys.py`) last. A notebook is *fresh* when the stored key
-equals the present one and its figures exist. Times of files play no part, so checkouts, saves and prose edits
-cost nothing, and a failed or interrupted run never looks done.
+A run stores the notebook's key (`lrp/build/keys.py`) last. A notebook is *fresh* when the stored key equals the
+present one and its figures exist, so a failed or interrupted run never looks done.
 
-Standard library only (papermill is imported when something runs). Run it by
-`python -m lrp.build.runs {run,status,why,fresh} ...`.
+Standard library only (papermill is imported when something runs): `python -m lrp.build.runs {run,status,why,fresh}`.
 """
 
 import argparse
 import ast
 import contextlib
-import difflib
 import json
 import os
 import re
@@ -25,10 +22,6 @@ from ..teach.records import is_picture, write
 from .keys import ROOT, BuildError, alone, figures_folder, find, key, notebooks, parameters, read
 
 CELL_SECONDS = 600  # a cell of the quick profile that takes longer is stuck
-FAILED, STOPPED, NEVER = "failed last time", "stopped before its end", "not run yet"
-
-
-# --- one build: the folder of a profile ---------------------------------------------------------------------
 
 
 class Build:
@@ -42,58 +35,25 @@ class Build:
     def file(self, notebook: Path, suffix: str) -> Path:
         return self.folder / f"{notebook.stem}{suffix}"
 
-    def record(self, notebook: Path) -> dict:
-        """Return what the last run recorded: its figures and seconds."""
-        return {"figures": {}} | read(self.file(notebook, ".json"))
+    def figures_of(self, notebook: Path) -> dict:
+        """Return the figures that the last run recorded."""
+        return read(self.file(notebook, ".json")).get("figures", {})
 
     def stale(self, notebook: Path) -> str | None:
         """Return why the notebook must run, or None when it is fresh."""
         stored = self.file(notebook, ".key")
         if not stored.exists():
             left = [self.file(notebook, suffix).exists() for suffix in (".failed.ipynb", ".part.ipynb", ".ipynb")]
-            return FAILED if left[0] else STOPPED if any(left) else NEVER
+            return "failed last time" if left[0] else "stopped before its end" if any(left) else "not run yet"
         old, new = stored.read_text(encoding="utf-8"), key(notebook, self.overrides)
         if old != new:
             lines = set(old.splitlines()) ^ set(new.splitlines())
             changed = sorted({line.split("  ", 1)[-1] for line in lines})
             return "changed: " + ", ".join(changed[:4]) + (", ..." if len(changed) > 4 else "")
-        for name in self.record(notebook)["figures"]:
+        for name in self.figures_of(notebook):
             if not is_picture(self.figures / f"{name}.png"):
                 return f"figure {name}.png is missing or cut short"
         return None if self.file(notebook, ".ipynb").exists() else "the executed copy is missing"
-
-
-# --- running ------------------------------------------------------------------------------------------------
-
-
-class Progress:
-    """Tells on stderr which cell is running: every second in place on a terminal, else every 20 s."""
-
-    def __init__(self, label: str, in_place: bool):
-        self.label, self.in_place, self.text = label, in_place, "starting the kernel"
-        self.start, self.done = time.monotonic(), threading.Event()
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
-
-    def cell(self, number: int, of: int, source: str) -> None:
-        first = next((line for line in source.splitlines() if line.strip() and not line.startswith("#")), "")
-        self.text = f"cell {number}/{of}: {first.strip()[:50]}"
-
-    def _tell(self) -> None:
-        while not self.done.wait(1 if self.in_place else 20):
-            line = f"{self.label}  {self.seconds():4.0f} s  {self.text}"
-            sys.stderr.write(f"\r\033[K{line[:110]}" if self.in_place else f"{line}\n")
-            sys.stderr.flush()
-
-    def __enter__(self):
-        threading.Thread(target=self._tell, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.done.set()
-        if self.in_place:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def say(text: str, stream=None) -> None:
@@ -113,11 +73,8 @@ def threads() -> int:
 def environment(build: Build, notebook: Path) -> None:
     """Set what the kernel inherits: this interpreter, no file of the user's, where to save."""
     jupyter = ROOT / "build" / "jupyter"
-    spec = {
-        "argv": [sys.executable, *"-m ipykernel_launcher --log-level=CRITICAL -f {connection_file}".split()],
-        "display_name": "Python 3",
-        "language": "python",
-    }
+    start = [sys.executable, *"-m ipykernel_launcher --log-level=CRITICAL -f {connection_file}".split()]
+    spec = {"argv": start, "display_name": "Python 3", "language": "python"}
     write(jupyter / "kernels" / "python3" / "kernel.json", json.dumps(spec))
     os.environ.update(
         JUPYTER_PATH=str(jupyter),  # searched first: no python3 kernel of the user's can be picked
@@ -151,62 +108,65 @@ def run(build: Build, notebook: Path, force: bool = False) -> bool:
     before = key(notebook, build.overrides)
     build.folder.mkdir(parents=True, exist_ok=True)
     environment(build, notebook)
-    in_place = sys.stderr.isatty() and "-j" not in os.environ.get("MAKEFLAGS", "")
     part, failed = build.file(notebook, ".part.ipynb"), build.file(notebook, ".failed.ipynb")
     try:
         accelerated = str(build.overrides.get("DEVICE", "")).startswith(("cuda", "mps"))
         turn = alone("device") if accelerated else contextlib.nullcontext()  # parallel jobs take turns on it
-        with turn, Progress(label, in_place) as progress:
-            execute(build, notebook, part, progress)
+        with turn:
+            seconds = execute(build, notebook, part, label)
     except Exception as error:  # whatever stops a run is reported the same way
         report(label, error)
         if part.exists():
             part.replace(failed)
         say(f"{label}: FAILED" + (f", see {failed.relative_to(ROOT)}" if failed.exists() else ""), sys.stderr)
         return False
-    record = build.record(notebook) | {"seconds": round(progress.seconds(), 1)}
-    write(build.file(notebook, ".json"), json.dumps(record, indent=1))
     part.replace(build.file(notebook, ".ipynb"))
     write(build.file(notebook, ".key"), before)
-    say(f"{label}: {progress.seconds():.0f} s, {len(record['figures'])} figures")
+    say(f"{label}: {seconds:.0f} s, {len(build.figures_of(notebook))} figures")
     return True
 
 
-def execute(build: Build, notebook: Path, part: Path, progress: Progress) -> None:
-    """Execute a notebook into the file `part`. Raises whatever papermill raises."""
+def execute(build: Build, notebook: Path, part: Path, label: str) -> float:
+    """Execute a notebook into the file `part`; return the seconds it took. Raises whatever papermill raises.
+
+    A line on stderr tells every 20 s which cell is running.
+    """
     import papermill
 
-    def tell(cell, cell_index):
-        progress.cell(cell_index + 1, total, cell.source)
+    begun, done, now = time.monotonic(), threading.Event(), ["starting the kernel"]
 
-    total = len(json.loads(notebook.read_text(encoding="utf-8"))["cells"]) + bool(build.overrides)
-    papermill.execute_notebook(
-        str(notebook),
-        str(part),
-        parameters=build.overrides,
-        kernel_name="python3",
-        cwd=str(notebook.parent),
-        progress_bar=False,
-        execution_timeout=None if build.overrides.get("PROFILE") == "full" else CELL_SECONDS,
-        on_cell_execute=tell,
-    )
+    def note(cell, cell_index):
+        first = next((line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")), "")
+        now[0] = f"cell {cell_index + 1}: {first.strip()[:50]}"
+
+    def tell():
+        while not done.wait(20):
+            say(f"{label}: {time.monotonic() - begun:.0f} s, {now[0]}", sys.stderr)
+
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(part),
+            parameters=build.overrides,
+            kernel_name="python3",
+            cwd=str(notebook.parent),
+            progress_bar=False,
+            execution_timeout=None if build.overrides.get("PROFILE") == "full" else CELL_SECONDS,
+            on_cell_execute=note,
+        )
+    finally:
+        done.set()
+    return time.monotonic() - begun
 
 
 def report(label: str, error: Exception) -> None:
-    """Print what a reader needs to find a failure: the cell's first lines and the end of the traceback."""
-    lines = [f"{label}: {type(error).__name__}"]
-    if hasattr(error, "traceback"):  # papermill's: the cell raised
-        lines = [f"{label}: {error.ename} in cell {error.cell_index + 1}"]
-        source = [line for line in error.source.splitlines() if line.strip()]
-        lines += [f"    | {line}" for line in source[:6]] + (["    | ..."] if len(source) > 6 else [])
-        text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-    else:
-        text = str(error)
-    lines += [f"    {line}" for line in text.splitlines()[-12:]]
-    say("\n".join(lines), sys.stderr)
-
-
-# --- command line -------------------------------------------------------------------------------------------
+    """Print what a reader needs to find a failure: the error, the cell, the end of the traceback."""
+    what = type(error).__name__
+    if hasattr(error, "cell_index"):  # papermill's: the cell raised
+        what = f"{error.ename} in cell {error.cell_index + 1}"
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()[-12:]
+    say("\n    ".join([f"{label}: {what}", *lines]), sys.stderr)
 
 
 def literal(text: str):
@@ -218,25 +178,21 @@ def literal(text: str):
 
 
 def status(build: Build, chosen: list[Path]) -> int:
-    """Print one line per notebook: state, seconds and number of figures of its last run."""
-    print(f"{'notebook':32} {'state':8} {'seconds':>7} {'figures':>7}")
+    """Print one line per notebook: fresh, or why it must run."""
     for notebook in chosen:
-        record, reason = build.record(notebook), build.stale(notebook)
-        state = {None: "fresh", FAILED: "failed", STOPPED: "stopped", NEVER: "never"}.get(reason, "stale")
-        numbers = f"{record.get('seconds', '-'):>7} {len(record['figures']):>7}"
-        print(f"{notebook.stem:32} {state:8} {numbers}  {reason or ''}")
+        print(f"{notebook.stem:32} {build.stale(notebook) or 'fresh'}")
     return 0
 
 
 def why(build: Build, chosen: list[Path]) -> int:
-    """Print the difference between the key of the last run and the present one."""
+    """Print the difference between the key of the last run (-) and the present one (+)."""
     for notebook in chosen:
         stored = build.file(notebook, ".key")
-        old = stored.read_text(encoding="utf-8") if stored.exists() else ""
-        new = key(notebook, build.overrides)
+        old = stored.read_text(encoding="utf-8").splitlines() if stored.exists() else []
+        new = key(notebook, build.overrides).splitlines()
         print(f"{notebook.stem}: {build.stale(notebook) or 'fresh'}")
-        lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), "last run", "now", lineterm="", n=0))
-        print("\n".join(lines or new.splitlines()))
+        print(*(f"-{line}\n" for line in old if line not in new), sep="", end="")
+        print(*(f"+{line}\n" for line in new if line not in old), sep="", end="")
     return 0
 
 

@@ -354,7 +354,7 @@ def test_claims_go_with_their_notebook(repository):
 
 def test_without_a_claim_there_is_no_page(repository):
     repository.run("02_lrn", {})
-    assert "claims" not in repository.merge()
+    assert "1 figures and 0 claims" in repository.merge()
     assert {path.name for path in repository.folder().iterdir()} == {"02_line.png", "README.md", "numbers.json"}
 
 
