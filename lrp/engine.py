@@ -16,10 +16,9 @@ from . import checks, seeds
 from .composites import Composite, EpsilonPlus
 from .errors import LRPError
 from .explanation import Explanation
-from .graph import Graph, Node
+from .graph import Node
 from .plan import Plan
 from .propagate import total
-from .rules import Rule
 from .seeds import Seed
 from .tracing import capture
 from .walk import back, forward
@@ -41,9 +40,9 @@ class LRP:
     Raises CaptureError if the model cannot be traced, UnsupportedOperation if relevance would reach an operation
     without a rule, InputError for a model in training mode or with weights that are not finite.
 
-        >>> explainer = LRP(nn.Sequential(nn.Linear(2, 2, bias=False)).eval(), EpsilonPlus())
-        >>> explainer.attribute(torch.ones(1, 2), target=0).shape
-        torch.Size([1, 2])
+    >>> explainer = LRP(nn.Sequential(nn.Linear(2, 2, bias=False)).eval(), EpsilonPlus())
+    >>> explainer.attribute(torch.ones(1, 2), target=0).shape
+    torch.Size([1, 2])
     """
 
     multiplies_by_inputs = True  # what captum's NoiseTunnel asks of a method
@@ -59,20 +58,9 @@ class LRP:
         self.plan = plan or Plan(capture(model, self.composite.fold_batchnorm), self.composite)
         checks.same_model(self.plan.graph.model, model)
 
-    @property
-    def graph(self) -> Graph:
-        """The network as nodes."""
-        return self.plan.graph
-
-    @property
-    def rules(self) -> dict[Node, Rule]:
-        """The rule at every node that relevance may reach."""
-        return self.plan.rules
-
-    @property
-    def forward_func(self) -> nn.Module:
-        """The model, under the name captum uses."""
-        return self.model
+    graph = property(lambda self: self.plan.graph, doc="The network as nodes.")
+    rules = property(lambda self: self.plan.rules, doc="The rule of every node.")
+    forward_func = property(lambda self: self.model, doc="The model, under the name captum uses.")
 
     def has_convergence_delta(self) -> bool:
         """captum's question; the ledger answers it better."""

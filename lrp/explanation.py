@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -64,7 +63,7 @@ class Explanation:
         rows: the ledger's rows, from the output to the input, with amounts per target and sample.
         seed: relevance at the start, (T, N).
         received: relevance that arrived at the input, (T, N).
-        magnitude: sum of |relevance| at the start, the yardstick for what is lost, (T, N).
+        magnitude: sum of `|relevance|` at the start, the yardstick for what is lost, (T, N).
     """
 
     relevance: Tensor
@@ -102,14 +101,8 @@ class Explanation:
 
     def books(self, target: int | None = None, sample: int | None = None) -> pd.DataFrame:
         """The old name of `ledger_of`."""
-        warnings.warn("Explanation.books is now ledger_of", DeprecationWarning, stacklevel=2)
+        warn("Explanation.books is now ledger_of", DeprecationWarning)
         return self.ledger_of(target, sample)
-
-    @property
-    def entries(self) -> list[Row]:
-        """The old name of `rows`."""
-        warnings.warn("Explanation.entries is now rows", DeprecationWarning, stacklevel=2)
-        return self.rows
 
     def sum_of(self, part: str) -> Tensor:
         """What "bias", "stabiliser" or "lost" took on the whole way, (T, N).

@@ -78,7 +78,7 @@ class Contrastive(Seed):
     r"""CLRP: relevance of the target minus that of its virtual opposite, in one signed pass (gu2018understanding).
 
     kind=1: the opposite is all other classes, with the same total,
-    R_t = f_t and R_k = -f_t / (K - 1); `others="logit"` weighs them by |f_k| instead, as the authors' program does.
+    R_t = f_t and R_k = -f_t / (K - 1); `others="logit"` weighs them by `|f_k|` instead, as the authors' program does.
     kind=2: the opposite is the target's own neuron with negated weights in the last layer; its rule must tell
     positive from negative weights (z+, alpha-beta, z^B; epsilon would give exactly zero and is refused).
 
@@ -119,7 +119,7 @@ class UnitContrast(Contrastive):
     """CLRP from 1 instead of the target's logit: R_t = 1, R_k = -1 / (K - 1), or 1 at both neurons of kind 2.
 
     The same map but for scale where the logit is positive. Where it is negative, Contrastive turns the contrast
-    round; this does not, and neither does the |logit| of the authors' program.
+    round; this does not, and neither does the `|logit|` of the authors' program.
     """
 
     def __post_init__(self):

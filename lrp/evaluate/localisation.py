@@ -131,7 +131,7 @@ def energy_hits(maps: Tensor, masks: Tensor, p: Sequence[float] = ENERGIES) -> T
 def energy(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """Shares of positive and of negative relevance inside the mask, and the positive share of all, each (N,).
 
-    Keys: "positive", the energy pointing game (wang2020score); "negative"; "balance" = sum max(0, R) / sum |R|. NaN
+    Keys: "positive", the energy pointing game (wang2020score); "negative"; "balance" = sum max(0, R) / sum `|R|`. NaN
     where there is no relevance of that sign. From the three follow all four masses, sign by place, but for scale.
     """
     R = _maps(maps, masks)
@@ -221,7 +221,7 @@ def agreement(maps: Tensor, C: Tensor, region: int = 8) -> dict[str, Tensor]:
     """How far maps (N, H, W) or (N, C, H, W) agree with the contributions C (N, rows, columns), each (N,).
 
     "rank correlation": Spearman's, of the map's sums over patches and C; NaN where either is flat. "signs": share of
-    the patches where both have the same sign; "signs by weight": the same, with each patch counted by |C|. A sum of
+    the patches where both have the same sign; "signs by weight": the same, with each patch counted by `|C|`. A sum of
     exactly zero has no sign and agrees with nothing. A map without negative values gets for its signs the share of
     the patches that help, and this is what signs are to be compared with.
 

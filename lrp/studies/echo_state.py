@@ -2,7 +2,7 @@
 
 Unrolled in time, the network is a graph like any other: each step is one dense layer on the joined [u(t), x(t-1)],
 an activation, and a sum of the old state and the new one. So `LRP` explains it, and the versions of the source differ
-in the rule at that sum:
+in the rule at that sum::
 
     composite         dense layers       the leaky sum
     signed()          Epsilon, exact     Epsilon: by value, unbounded                   V1 of the source
@@ -57,7 +57,7 @@ class EchoStateNetwork(nn.Module):
         alpha, leaky: leak rate, in (0, 1]; not leaky, x(t-1) enters whole and not times 1 - alpha.
         activation: "tanh", "sigmoid", "relu" or "linear".
         first_step: multiplies the first state by alpha, as all others are.
-        rho: W_res is scaled by rho / max Re(eig), as the authors do. That is not the spectral radius max |eig|.
+        rho: W_res is scaled by rho / max Re(eig), as the authors do. That is not the spectral radius max `|eig|`.
         density: probability that an entry of W_res is not zero (the authors call it sparsity).
         width, bias: weights and biases are drawn from U[-width, width]; without `bias`, b_in, b_res and b_out are 0.
         seed: of a generator of its own.

@@ -26,6 +26,8 @@ from tqdm import tqdm
 
 from lrp import composites
 from lrp.engine import LRP
+from lrp.data.models import calibrated
+from lrp.evaluate.cost import quickest, seconds
 from lrp.teach.figures import STYLE
 
 from .benchmark_report import as_markdown, growth_picture, picture, rounded
@@ -42,20 +44,6 @@ OURS = {
     "EpsilonAlpha2Beta1": composites.EpsilonAlpha2Beta1(),
     "EpsilonGammaBox": composites.EpsilonGammaBox(-BOX, BOX),
 }
-
-
-def network(name: str, x: torch.Tensor) -> nn.Module:
-    """A classifier with random weights and BatchNorm calibrated on x: its activations are sane (no denormals)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = torchvision.models.get_model(name, weights=None).to(x.device)
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
-            norm.momentum = None
-            norm.reset_running_stats()
-        with torch.no_grad():
-            model.train()(x)
-    return model.eval()
 
 
 def gradient(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
@@ -128,7 +116,7 @@ def images(batch: int, size: int, device: str) -> torch.Tensor:
 def measure(name: str, rounds: int, batch: int, size: int, device: str = "cpu") -> dict[str, list[float]]:
     """Costs per method, one per round, in units of the gradient of the same round."""
     x = images(batch, size, device)
-    model = network(name, x)
+    model = calibrated(name, x)
     methods = ours(model, x)
     for peer in (zennit, captum):
         try:
@@ -149,7 +137,7 @@ def measure(name: str, rounds: int, batch: int, size: int, device: str = "cpu") 
 def memory(name: str, batch: int, size: int, device: str = "cpu") -> dict[str, float]:
     """Peak memory of one explanation per preset, in units of the gradient's."""
     x = images(batch, size, device)
-    model = network(name, x)
+    model = calibrated(name, x)
     unit = gradient(model, x)
     calls = {method: call for method, call in ours(model, x).items() if method != "ten targets, ten calls"}
     for call in (unit, *calls.values()):
@@ -175,7 +163,7 @@ def peak(call: Callable[[], object], device: str = "cpu") -> int:
 def profile(name: str, batch: int, size: int, calls: int = 3) -> dict[str, dict[str, float]]:
     """Time of the gradient and of two presets by kind of operation, in units of all the gradient's; on the CPU."""
     x = images(batch, size, "cpu")
-    model = network(name, x)
+    model = calibrated(name, x)
     methods = ours(model, x)
     methods = {"gradient": gradient(model, x)} | {m: methods[m] for m in ("EpsilonPlus", "EpsilonAlpha2Beta1")}
     found = {}
@@ -198,7 +186,7 @@ def growth(name: str = "resnet50", rounds: int = 2, device: str = "cpu") -> list
     The quantities start from one image of 224 pixels and one target; several targets cost the gradient one forward
     and as many backward passes.
     """
-    model = network(name, images(4, 224, device))
+    model = calibrated(name, images(4, 224, device))
     explainer = LRP(model, composites.EpsilonPlus())
     settings = [("batch size", n, (n, 224, 1)) for n in (1, 2, 4, 8, 16, 32)]
     settings += [("image size", n, (1, n, 1)) for n in (112, 160, 224, 320, 448)]
@@ -226,22 +214,6 @@ def gradients(model: nn.Module, x: torch.Tensor, classes: list[int]) -> list[tor
     leaf = x.clone().requires_grad_()
     output = model(leaf)
     return [torch.autograd.grad(output[:, k].sum(), leaf, retain_graph=True)[0] for k in classes]
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Wall-clock time of one call, to its end on an accelerator too."""
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    wait()
-    start = time.perf_counter()
-    call()
-    wait()
-    return time.perf_counter() - start
-
-
-def quickest(call: Callable[[], object], times: int = 3) -> float:
-    """Least wall-clock time of several calls after one that does not count: what a table beside others' times shows."""
-    call()
-    return min(seconds(call) for _ in range(times))
 
 
 def memory_policy() -> str:

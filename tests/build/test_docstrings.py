@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    "file", sorted((ROOT / "lrp").glob("*/*.py")), ids=lambda file: f"{file.parent.name}/{file.stem}"
+    "file", sorted((ROOT / "lrp").rglob("*.py")), ids=lambda file: f"{file.parent.name}/{file.stem}"
 )
 def test_docstrings_of_the_package_are_restructured_text(file):
     """Sphinx reads them without a complaint, and as they are meant: blocks that are set in are code."""

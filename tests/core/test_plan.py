@@ -1,0 +1,163 @@
+"""Plan and steps: which step at which node, kinds of one's own, and one walk for relevance and for gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Net, Small, small
+from torch import nn
+
+from lrp import LRP, InputError, LRPError, UnsupportedOperation, composites, kinds, plan, rules, seeds, steps
+from lrp.propagate import Shares
+from lrp.tracing import capture
+from lrp.walk import forward
+
+
+class Gradient(composites.Composite):
+    """The vector-Jacobian product at every node."""
+
+    def __init__(self, **options):
+        super().__init__([("any", rules.Adjoint())], addition=rules.Adjoint(), lrn=rules.Adjoint(), **options)
+
+    def rule(self, node, first):
+        return super().rule(node, first) or rules.Adjoint()
+
+
+@pytest.fixture
+def own_kinds(monkeypatch):
+    """Kinds that a test adds go with it."""
+    monkeypatch.setattr(plan, "AT", dict(plan.AT))
+    monkeypatch.setattr(kinds, "KIND_OF_NAME", dict(kinds.KIND_OF_NAME))
+    monkeypatch.setattr(kinds, "REGISTERED", dict(kinds.REGISTERED))
+
+
+def test_every_node_has_a_rule_and_a_step():
+    model, x = small()
+    explainer = LRP(model)
+    carrying = {node for node in explainer.graph.nodes if node.carries} - {explainer.graph.input}
+    assert set(explainer.rules) == carrying and all(isinstance(r, rules.Rule) for r in explainer.rules.values())
+    run = forward(explainer.plan, x)
+    assert set(run.steps) == carrying and torch.allclose(run.output, model(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_with_the_adjoint_everywhere_the_walk_is_backpropagation(folded):
+    """Through convolutions, folded and unfolded norms, pools, sums, gates, concatenations: d f_t / d x by autograd."""
+    model, x = small()
+    targets = torch.tensor([1, 4, 2])
+    with pytest.warns(UserWarning, match="unaccounted"):
+        R = LRP(model, Gradient(fold_batchnorm=folded)).attribute(x, targets, seeds.OneHot())
+    leaf = x.clone().requires_grad_()
+    expected = torch.autograd.grad(model(leaf).gather(1, targets[:, None]).sum(), leaf)[0]
+    assert torch.allclose(R, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_steps_of_the_adjoint_are_linear_maps_with_their_transpose_and_constant():
+    """<R, J t> = <J^T R, t>, and y = J x + constant, at every step of a piecewise linear network."""
+    x = small()[1][:, :, :7]
+    network = Net(
+        lambda m, x: m.fc(F.max_pool2d(F.relu(m.a(F.pad(x, (1, 0, 0, 1), value=0.5))) - m.b(x).flip(3), 2).flatten(1)),
+        a=nn.Conv2d(3, 4, 2), b=nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), fc=nn.Linear(48, 3),
+    ).double().eval()  # fmt: skip
+    graph = capture(network)
+    values = {}
+    made = plan.Plan(graph, Gradient())
+    for node in graph.nodes:
+        if node is graph.input:
+            values[node] = x
+        elif not node.carries:
+            values[node] = node.run(values)
+        else:
+            step = made.step(node)
+            values[node] = y = step.forward(values)
+            ts = [torch.randn_like(values[n]) for n in step.sources]
+            R = torch.randn_like(y)[None]
+            back = step.back(R).relevance
+            one, two = (R[0] * step.forth(ts)).sum(), sum((b[0] * t).sum() for b, t in zip(back, ts, strict=True))
+            assert torch.allclose(one, two, rtol=1e-9, atol=1e-12), node
+            constant = step.constant(R)
+            linear = (R[0] * step.forth([values[n] for n in step.sources])).flatten(1).sum(1)
+            rest = torch.zeros(3).double() if constant is None else constant[0]
+            assert torch.allclose(linear + rest, (R[0] * y).flatten(1).sum(1), rtol=1e-9, atol=1e-12), node
+
+
+# ---------------------------------------------------------------- a kind of one's own
+
+
+def test_a_new_kind_of_node_is_added_in_one_place(own_kinds):
+    """As CONTRIBUTING shows it: cosine similarity to a fixed vector, whose relevance goes by the products x_i w_i."""
+
+    class Cosine(steps.Step):
+        def forward(self, values):
+            self.x, self.w = (values[n] for n in self.node.args[:2])
+            return self.node.run(values)
+
+        def back(self, R, last=True):
+            parts = self.x * self.w
+            return Shares([R[..., None] * parts / parts.sum(-1, keepdim=True)])
+
+    plan.add_kind("cosine", Cosine, names="cosine_similarity")
+    anchor = torch.tensor([1.0, 2.0, -1.0]).double()
+    model = Net(lambda m, x: torch.stack([F.cosine_similarity(m.a(x), m.anchor), m.b(x)[:, 0]], 1),
+                a=nn.Linear(4, 3), b=nn.Linear(4, 1), anchor=nn.Parameter(anchor)).double().eval()  # fmt: skip
+    x = torch.randn(2, 4).double()
+    e = LRP(model, composites.Epsilon()).explain(x, 0)
+    h = model.a(x).detach()
+    shares = e.output[:, :1] * h * anchor / (h * anchor).sum(1, keepdim=True)
+    expected = (shares / h) @ model.a.weight.detach() * x
+    assert torch.allclose(e.relevance, expected, rtol=1e-4) and e.imbalance < 1e-9
+    assert e.ledger.rule["cosine_similarity"] == "cosine"
+
+
+def test_kinds_that_cannot_be(own_kinds):
+    class Forgetful(steps.Step):
+        pass
+
+    with pytest.raises(TypeError, match=r"Forgetful.*is no step: derive a class .* and define back\(self, R, last\)"):
+        plan.add_kind("odd", Forgetful)
+    with pytest.raises(TypeError, match="is no step"):
+        plan.add_kind("odd", "back")
+    with pytest.raises(ValueError, match="there is a kind 'dense' already: give the new one another name"):
+        plan.add_kind("dense", steps.Local)
+    plan.AT["activation"] = plan.At(rules.Own("activation"), Forgetful, steps.Local)
+    with pytest.raises(LRPError, match=r"the step Forgetful at `stem.2` has no `back`"):
+        LRP(Small().eval())
+
+
+def test_a_plan_is_shared_by_explainers_of_its_model_and_refused_to_others():
+    model, x = small()
+    first = LRP(model, composites.EpsilonAlpha2Beta1())
+    second = LRP(model, plan=first.plan)
+    assert second.composite is first.composite and torch.equal(first.attribute(x, 1), second.attribute(x, 1))
+    other, _ = small(seed=1)
+    with pytest.raises(InputError, match=r"made for another model \(Small\), not for this Small: make a new one"):
+        LRP(other, plan=first.plan)
+    second.plan = LRP(other).plan
+    with pytest.raises(InputError, match="made for another model"):
+        second.attribute(x, 1)
+    with pytest.raises(LRPError, match="has a composite of its own"):
+        LRP(model, composites.Epsilon(), plan=first.plan)
+
+
+def test_a_function_named_like_a_relu_is_not_overwritten():
+    """In place of torch's own ReLU its in-place form may run; a class of the same name is another function."""
+
+    class ReLU(nn.Module):
+        def forward(self, x):
+            return x.abs()
+
+    from lrp import register
+
+    before = dict(kinds.REGISTERED)
+    register(ReLU, kinds.ACTIVATION)
+    try:
+        model = nn.Sequential(nn.Linear(3, 4), ReLU(), nn.Linear(4, 2)).double().eval()
+        x = torch.randn(2, 3).double()
+        assert torch.allclose(LRP(model).explain(x, 0).output, model(x))
+    finally:
+        kinds.REGISTERED.clear()
+        kinds.REGISTERED.update(before)
+
+
+def test_an_unknown_operation_is_refused_before_anything_runs():
+    with pytest.raises(UnsupportedOperation, match=r"node `erf` calls erf, which has no rule: pass overrides="):
+        LRP(Net(lambda m, x: m.a(torch.erf(x)), a=nn.Linear(2, 2)).eval())
