@@ -1,11 +1,8 @@
 """Self-checks of the exercises: right, not yet, or wrong, without a word of the answer.
 
-A cell tagged `check` judges the names that the solution before it binds. `holds` tests properties of the answer, which
-show nothing of the solution. `check` compares a number or a choice with a salted digest: so nobody reads the answer by
-accident. Both return a `Verdict`, and raise no error for any answer of a reader.
-
-The check cells of the repository end in `.required()`: there the reference solution is judged, and any verdict but
-right stops the run. `lrp/build/editions.py` removes that word for students.
+`holds` tests properties of the answer, `check` compares a number or a choice with a salted digest, which does not show
+the answer. Both return a `Verdict`, and raise no error for any answer of a reader. Check cells end in `.required()`,
+which `lrp/build/editions.py` removes for students.
 """
 
 import hashlib

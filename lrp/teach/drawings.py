@@ -25,16 +25,13 @@ PARTS = {  # where the relevance of a seed goes, in the ledger
 }
 
 
-def _sign(value: float) -> str:
-    return FOR if value > 0 else AGAINST
-
-
 def network(
     ax: Axes,
     values: Sequence[Sequence[float]],
     weights: Sequence[np.ndarray],
     messages: Sequence[np.ndarray] | None = None,
-    labels: Sequence[str] = (),
+    *,
+    labels: Sequence[str],
 ) -> None:
     """Draw a dense network: one column of units per layer with their values, one line per weight.
 
@@ -49,19 +46,16 @@ def network(
         for j, i in np.argwhere(flow):
             (x0, y0), (x1, y1), amount = places[k][i], places[k + 1][j], flow[j, i]
             width = 0.8 if messages is None else 0.6 + 4 * abs(amount) / largest
-            ax.plot([x0, x1], [y0, y1], color=_sign(amount), lw=width, alpha=0.55, zorder=1)
-            at = {0: 0.5, 1: 0.36, -1: 0.64, 2: 0.24, -2: 0.76}.get(
-                j - i, 0.4
-            )  # so the labels of crossing lines do not overlap
+            ax.plot([x0, x1], [y0, y1], color=FOR if amount > 0 else AGAINST, lw=width, alpha=0.55, zorder=1)
+            at = {0: 0.5, 1: 0.36, -1: 0.64, 2: 0.24, -2: 0.76}.get(j - i, 0.4)  # labels of crossing lines stay apart
             ax.text(x0 + at * (x1 - x0), y0 + at * (y1 - y0), f"{amount:g}", fontsize=7, ha="center",
                     va="center", zorder=2, bbox={"fc": "white", "ec": "none", "pad": 0.6})  # fmt: skip
     for k, column in enumerate(values):
         for (x, y), value in zip(places[k], column, strict=True):
-            edge = "0.3" if messages is None else _sign(value) if value else "0.6"
+            edge = "0.3" if messages is None else FOR if value > 0 else AGAINST if value < 0 else "0.6"
             ax.scatter(x, y, s=620, fc="white", ec=edge, lw=1.4, zorder=3)
             ax.text(x, y, f"{value:g}", ha="center", va="center", fontsize=9, zorder=4)
-        if labels:
-            ax.text(2.2 * k, -0.6, labels[k], ha="center", va="top", fontsize=8)
+        ax.text(2.2 * k, -0.6, labels[k], ha="center", va="top", fontsize=8)
     ax.set(xlim=(-0.5, 2.2 * (len(values) - 1) + 0.5), ylim=(-1.0, tallest - 0.5))
     ax.axis("off")
 
@@ -104,10 +98,7 @@ def curves(
     xlabel: str,
     linear_below: float | None = None,
 ) -> None:
-    """One panel per quantity, {quantity: intervals over x}: means with their 95 % bands.
-
-    With `linear_below` the axis of x is logarithmic above that value.
-    """
+    """One panel per quantity, {quantity: intervals over x}; the axis of x is logarithmic above `linear_below`."""
     for ax, (quantity, line) in zip(axes, table.items(), strict=True):
         _band(ax, x, line, 0.18, marker="o", ms=3, lw=1.2, color="0.2")
         ax.set(xlabel=xlabel)
@@ -149,17 +140,14 @@ def dots(
 def bands(
     ax: Axes, x: Sequence[float], lines: Mapping[str, Sequence[Interval]], styles: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Several methods in one panel, {method: intervals over x}: means with their 95 % bands.
-
-    `styles` gives each method a colour and a line style; a method without one is left out.
-    """
+    """Several methods in one panel, {method: intervals over x}; `styles` gives each a colour and a line style."""
     for name, (colour, dashes) in styles.items():
         if line := lines.get(name):
             _band(ax, x, line, 0.13, ls=dashes, lw=1.3, color=colour, label=name)
 
 
 def _band(ax: Axes, x: Sequence[float], intervals: Sequence[Interval], alpha: float, **line) -> None:
-    """Means as a line, with the band of their intervals."""
+    """Means as a line, with the band of their 95 % intervals."""
     ax.plot(x, [i.mean for i in intervals], **line)
     low, high = ([getattr(i, end) for i in intervals] for end in ("low", "high"))
     ax.fill_between(x, low, high, color=line["color"], alpha=alpha, lw=0)
@@ -177,9 +165,8 @@ def matrix(ax: Axes, values: np.ndarray, labels: Sequence | None = None, title: 
 
 def station(ax: Axes, place: float, name: str, below: str, last: bool = False) -> None:
     """A stop on the walk back: a box with a name at `place` on the axis of x, a text below it, an arrow to the next."""
-    ax.text(
-        place, 0.4, name, ha="center", va="center", fontsize=8, bbox={"boxstyle": "round", "fc": "0.95", "ec": "0.4"}
-    )
+    box = {"boxstyle": "round", "fc": "0.95", "ec": "0.4"}
+    ax.text(place, 0.4, name, ha="center", va="center", fontsize=8, bbox=box)
     ax.text(place, -0.05, below, ha="center", va="top", fontsize=8, color="C0")
     if not last:
         ax.annotate("", (place + 0.62, 0.4), (place + 0.42, 0.4), arrowprops={"arrowstyle": "->", "color": "0.4"})

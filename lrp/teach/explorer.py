@@ -1,7 +1,4 @@
-"""The explorer: choose a network, an image, a class and rules by hand, and see the map with its ledger.
-
-`Explorer` turns a `State` into a `View`, without widgets; `explore` adds the controls.
-"""
+"""The explorer: choose a network, an image, a class and rules by hand, and see the map with its ledger."""
 
 import base64
 import io
@@ -56,7 +53,7 @@ class State:
     contrast: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class View:
     """The answer: the image (3, H, W) in [0, 1], and its explanation with map, ledger and output."""
 
@@ -64,51 +61,11 @@ class View:
     image: Tensor
     explanation: Explanation
 
-    @property
-    def relevance(self) -> Tensor:
-        """The heat map, summed over channels: (H, W)."""
-        return self.explanation.relevance[0].sum(0)
-
-    @property
-    def target(self) -> int:
-        """The class that is explained."""
-        return int(self.explanation.target[0])
-
-    @property
-    def probabilities(self) -> Tensor:
-        """The softmax of the network's output, (K,)."""
-        return self.explanation.output[0].softmax(0)
-
-
-class Explorer:
-    """Networks {name: model}, named as in `models`, and images {name: (3, H, W) in [0, 1]}: states become views.
-
-    Raises ValueError where there is no network or no image.
-    """
-
-    def __init__(self, networks: Mapping[str, nn.Module], images: Mapping[str, Tensor]):
-        if not networks or not images:
-            raise ValueError("the explorer needs at least one network and one image: {name: model}, {name: image}")
-        self.networks, self.images = dict(networks), dict(images)
-        self.explainer = lru_cache(maxsize=64)(self._explainer)  # captured once, for all images and classes
-
-    def view(self, state: State) -> View:
-        """Answer a question. Raises ValueError for an unknown name, and what `LRP.explain` raises."""
-        for kind, there in (("network", self.networks), ("image", self.images), ("composite", COMPOSITES)):
-            if getattr(state, kind) not in there:
-                raise ValueError(f"no {kind} is called {getattr(state, kind)!r}: there are {', '.join(there)}")
-        sliders = tuple((name, getattr(state, name)) for name in tunable(state.composite))
-        model, image = self.networks[state.network], self.images[state.image]
-        x = models.normalizer(state.network)(image)[None].to(next(model.parameters()))
-        seed = Contrastive(positive=False) if state.contrast else Logit()
-        explainer = self.explainer(state.network, state.composite, sliders)
-        return View(state, image, explainer.explain(x, state.target, seed))
-
-    def _explainer(self, network: str, composite: str, sliders: tuple[tuple[str, float], ...]) -> LRP:
-        make = COMPOSITES[composite]
-        box = dict(zip(("low", "high"), models.normalizer(network).bounds(), strict=True))
-        given = {name: bound for name, bound in box.items() if name in signature(make).parameters}
-        return LRP(self.networks[network], make(**given, **dict(sliders)))
+    def __post_init__(self):
+        e = self.explanation
+        self.relevance = e.relevance[0].sum(0)  # (H, W)
+        self.target = int(e.target[0])
+        self.probabilities = e.output[0].softmax(0)
 
 
 def tunable(composite: str) -> tuple[str, ...]:
@@ -204,9 +161,12 @@ def _img(fig: Figure, alt: str) -> str:
 class Panel(widgets.VBox):
     """The explorer's controls above its pictures; `controls` are named as the fields of `State`."""
 
-    def __init__(self, explorer: Explorer):
-        self.explorer = explorer
-        self.controls = _controls(explorer)
+    def __init__(self, networks: Mapping[str, nn.Module], images: Mapping[str, Tensor]):
+        if not networks or not images:
+            raise ValueError("the explorer needs at least one network and one image: {name: model}, {name: image}")
+        self.networks, self.images = dict(networks), dict(images)
+        self.explainer = lru_cache(maxsize=64)(self._explainer)  # captured once, for all images and classes
+        self.controls = self._controls()
         self.shown = widgets.HTML()
         for control in self.controls.values():
             control.observe(self.update, "value")
@@ -221,12 +181,27 @@ class Panel(widgets.VBox):
         chosen = {name: control.value for name, control in self.controls.items()}
         return State(**chosen | {"target": None if chosen["target"] == PREDICTED else int(chosen["target"])})
 
+    def view(self, state: State) -> View:
+        """Answer a question. Raises what `LRP.explain` raises."""
+        sliders = tuple((name, getattr(state, name)) for name in tunable(state.composite))
+        model, image = self.networks[state.network], self.images[state.image]
+        x = models.normalizer(state.network)(image)[None].to(next(model.parameters()))
+        seed = Contrastive(positive=False) if state.contrast else Logit()
+        explainer = self.explainer(state.network, state.composite, sliders)
+        return View(state, image, explainer.explain(x, state.target, seed))
+
+    def _explainer(self, network: str, composite: str, sliders: tuple[tuple[str, float], ...]) -> LRP:
+        make = COMPOSITES[composite]
+        box = dict(zip(("low", "high"), models.normalizer(network).bounds(), strict=True))
+        given = {name: bound for name, bound in box.items() if name in signature(make).parameters}
+        return LRP(self.networks[network], make(**given, **dict(sliders)))
+
     def update(self, _=None) -> None:
         """Show the answer; an error is shown in place of the pictures, and raised."""
         for name in ("epsilon", "gamma"):
             self.controls[name].disabled = name not in tunable(self.state.composite)
         try:
-            self.shown.value = page(self.explorer.view(self.state))
+            self.shown.value = page(self.view(self.state))
         except Exception as error:
             self.shown.value = f'<p role="alert"><b>{type(error).__name__}</b>: {escape(str(error))}</p>'
             raise
@@ -238,39 +213,37 @@ class Panel(widgets.VBox):
         """The widget; without a kernel, its first pictures and a line that says how to run it."""
         return super()._repr_mimebundle_(**options) | {"text/html": f"{self.shown.value}<p>{FALLBACK}</p>"}
 
+    def _controls(self) -> dict[str, widgets.Widget]:
+        """One control per field of `State`, in that order."""
+        start = State(next(iter(self.networks)), next(iter(self.images)))
+        targets = [PREDICTED, *map(str, range(len(self.view(start).probabilities)))]
+        width = {"description_width": "75px"}
 
-def _controls(explorer: Explorer) -> dict[str, widgets.Widget]:
-    """One control per field of `State`, in that order."""
-    start = State(next(iter(explorer.networks)), next(iter(explorer.images)))
-    targets = [PREDICTED, *map(str, range(len(explorer.view(start).probabilities)))]
+        def control(kind: type, name: str, tooltip: str, **options):
+            options = {"layout": {"width": "270px"}, "style": width} | options
+            return kind(description=name, tooltip=tooltip, **options)
 
-    def control(kind: type, name: str, tooltip: str, style: Mapping[str, str] | None = None, **options):
-        layout = options.pop("layout", {"width": "270px"})
-        style = {"description_width": "75px"} | (style or {})
-        return kind(description=name, tooltip=tooltip, layout=widgets.Layout(**layout), style=style, **options)
-
-    choose, slide = widgets.Dropdown, partial(widgets.FloatLogSlider, step=0.1, readout_format=".2g")
-    return {
-        "network": control(choose, "network", "Which network is explained", options=list(explorer.networks)),
-        "image": control(choose, "image", "The input of the network", options=list(explorer.images)),
-        "target": control(
-            widgets.ToggleButtons, "class", "Which class the map speaks for", {"button_width": "auto"}, options=targets,
-            tooltips=[f"Explain class {name}" for name in targets], layout={"width": "auto", "display": "flex"},
-        ),
-        "composite": control(
-            choose, "composite", "Which rule stands in which layer", options=list(COMPOSITES), value=start.composite
-        ),
-        "epsilon": control(
-            slide, "ε", "Stabiliser of the ε-rule, in units of each layer's rms", value=start.epsilon, min=-3, max=0
-        ),
-        "gamma": control(
-            slide, "γ", "How much the γ-rule favours contributions of the unit's own sign",
-            value=start.gamma, min=-2, max=2,
-        ),
-        "contrast": control(
-            widgets.Checkbox, "contrast", "Take away what speaks for all other classes", indent=True
-        ),
-    }  # fmt: skip
+        choose, slide = widgets.Dropdown, partial(widgets.FloatLogSlider, step=0.1, readout_format=".2g")
+        return {
+            "network": control(choose, "network", "Which network is explained", options=list(self.networks)),
+            "image": control(choose, "image", "The input of the network", options=list(self.images)),
+            "target": control(
+                widgets.ToggleButtons, "class", "Which class the map speaks for", options=targets,
+                tooltips=[f"Explain class {name}" for name in targets], style=width | {"button_width": "auto"},
+                layout={"width": "auto", "display": "flex"},
+            ),
+            "composite": control(
+                choose, "composite", "Which rule stands in which layer", options=list(COMPOSITES), value=start.composite
+            ),
+            "epsilon": control(
+                slide, "ε", "Stabiliser of the ε-rule, in units of each layer's rms", value=start.epsilon, min=-3, max=0
+            ),
+            "gamma": control(
+                slide, "γ", "How much the γ-rule favours contributions of the unit's own sign",
+                value=start.gamma, min=-2, max=2,
+            ),
+            "contrast": control(widgets.Checkbox, "contrast", "Take away what speaks for all other classes"),
+        }  # fmt: skip
 
 
 def explore(networks: Mapping[str, nn.Module], images: Mapping[str, Tensor]) -> Panel:
@@ -279,4 +252,4 @@ def explore(networks: Mapping[str, nn.Module], images: Mapping[str, Tensor]) -> 
     The names of networks are those of `lrp.data.models`, which has the normalisation of their input. Raises ValueError
     where there is no network or no image.
     """
-    return Panel(Explorer(networks, images))
+    return Panel(networks, images)

@@ -1,10 +1,7 @@
-"""What the run of a notebook records, its figures and its claims, in one file of JSON.
+"""What the run of a notebook records, its figures and its claims, in one file of JSON. Standard library only.
 
 `make` names that file in LRP_RUN, and the folder of the pictures in LRP_FIGURES; without them both go to
-`build/interactive`, so that trying things out in Jupyter leaves the committed results alone. `lrp/build/gallery.py`
-brings the files of all runs together.
-
-Standard library only.
+`build/interactive`, so that trying things out in Jupyter leaves the committed results alone.
 """
 
 from __future__ import annotations
@@ -62,9 +59,7 @@ class Run:
         """
         (file, folder), number = self.place, name[:2]
         if file and self.kept[kind].get(name) not in (None, (record, beside)):
-            raise ValueError(
-                f"{kind[:-1]} {name} was already saved by this notebook, with other content: give it another name"
-            )
+            raise ValueError(f"{kind[:-1]} {name} was already saved with other content: give it another name")
         self.kept[kind][name] = record, beside
         kept = {kind: {n: r for n, (r, _) in named.items() if n[:2] == number} for kind, named in self.kept.items()}
         write(file or folder / f"{number}.json", json.dumps(kept, indent=1).encode())

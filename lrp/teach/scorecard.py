@@ -1,12 +1,7 @@
 """The scorecard: what a paper claims, beside what we find, with a verdict that is computed and never typed.
 
-A notebook states each claim once, with the interval that decides it; `make` gathers the claims of all notebooks
-in `figures/scorecard.md`::
-
-    claim("02_taylor_epsilon", "Taylor has a smaller AUC than identity, under the ε-rule.", compare(taylor, identity),
-          expected="below", paper="AUC 35.47 against 37.10", figure="02_flipping")
-
-Standard library only: the page is written without waiting for torch.
+A notebook states each claim once, with the interval that decides it; `make` gathers the claims of all notebooks in
+`figures/scorecard.md`. Standard library only: the page is written without waiting for torch.
 """
 
 import math
@@ -23,7 +18,7 @@ if TYPE_CHECKING:
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 NOT_DECIDED, NOT_TESTABLE = "not decided", "not testable here"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, NOT_DECIDED, NOT_TESTABLE)
-RTOL, ATOL = 0.02, 0.005  # tolerance of reproduction, as in metrics.numbers
+RTOL, ATOL = 0.02, 0.005  # tolerance of reproduction, as in records.intervals
 ENDS = ("mean", "low", "high")
 Side = Literal["below", "above"]
 
@@ -98,11 +93,10 @@ def claim(
     `zero`. Wholly on that side: reproduced; wholly on the other: not reproduced; else, or of a single sample: not
     decided. An exact claim has no `expected`, and `ours` is True or False.
 
-    `paper` is what the paper reports, in words; None means that no number is known. `shown` are quantities for
-    context, `figure` is the name of the figure that shows the claim, `reason` a remark on the verdict, `source` the
-    paper's key in PAPERS (default: the paper of this notebook). Quantities much below 1 need a smaller `atol`, the
-    absolute tolerance of their reproduction. Raises ValueError for what cannot be kept, and for a name that was
-    already given to another claim.
+    `paper` is what the paper reports (None: no number is known), `shown` are quantities for context, `figure` shows
+    the claim, `reason` is a remark on the verdict, `source` the paper's key in PAPERS (default: the paper of this
+    notebook), `atol` the absolute tolerance of reproduction. Raises ValueError for what cannot be kept, and for a name
+    that was already given to another claim.
     """
     ours = ours.item() if hasattr(ours, "item") else ours  # a bool of numpy or torch
     context = {key: _parts(value, atol) for key, value in (shown or {}).items()}
@@ -110,8 +104,8 @@ def claim(
     verdict = judge(ours, expected, zero, name)
     if figure is not None and figure[:3] != name[:3]:
         raise ValueError(f"claim {name} names figure {figure!r}, which is of another notebook")
-    side = {"expected": expected, "zero": float(zero) if expected else None}
-    return _keep(name, statement, verdict, paper, reason, source, **side, figure=figure, numbers=numbers)
+    side = expected, float(zero) if expected else None
+    return _keep(name, statement, verdict, paper, reason, source, side, figure, numbers)
 
 
 def untestable(
@@ -120,22 +114,16 @@ def untestable(
     """Record a claim that cannot be tested here, and why not; arguments and errors as in `claim`."""
     if not reason.strip():
         raise ValueError(f"claim {name} needs a reason: why can it not be tested here?")
-    side = {"expected": None, "zero": None}
-    return _keep(name, statement, NOT_TESTABLE, paper, reason, source, **side, figure=None, numbers={})
+    return _keep(name, statement, NOT_TESTABLE, paper, reason, source)
 
 
 def judge(ours: "Interval | bool", expected: Side | None, zero: float = 0.0, name: str = "") -> str:
     """Return the verdict on what we found; an end of the interval that touches `zero` decides nothing."""
-    if expected is None:
-        if not isinstance(ours, bool):
-            raise ValueError(
-                f"claim {name} has neither a side (expected='below' or 'above', for an interval) nor a bool, "
-                f"but a {type(ours).__name__}"
-            )
+    if expected is None and isinstance(ours, bool):
         return REPRODUCED if ours else NOT_REPRODUCED
     if expected not in get_args(Side) or not _is_interval(ours):
         raise ValueError(
-            f"claim {name} needs expected='below' or 'above' with an interval (mean, low, high, n); "
+            f"claim {name} needs expected='below' or 'above' with an interval (mean, low, high, n), or a bool alone; "
             f"got {expected!r} with a {type(ours).__name__}"
         )
     if not math.isfinite(zero) or ours.low > ours.high:
@@ -192,7 +180,7 @@ class Claim:
 # --- keeping ------------------------------------------------------------------------------------------------
 
 
-def _keep(name: str, statement: str, verdict: str, paper, reason, source, **fields) -> Claim:
+def _keep(name, statement, verdict, paper, reason, source, side=(None, None), figure=None, numbers=None) -> Claim:
     records.RUN.check_name("claim", name)
     if not statement.strip():
         raise ValueError(f"claim {name} needs a statement")
@@ -201,7 +189,8 @@ def _keep(name: str, statement: str, verdict: str, paper, reason, source, **fiel
         raise ValueError(f"claim {name} is of the unknown source {source!r}: choose one of {', '.join(PAPERS)}")
     words = {"statement": statement, "paper": paper, "reason": reason}
     words = {key: " ".join(text.split()) if text else None for key, text in words.items()}
-    record = {"source": source, **words, "verdict": verdict, **fields}
+    record = {"source": source, **words, "verdict": verdict, "expected": side[0], "zero": side[1]}
+    record |= {"figure": figure, "numbers": numbers or {}}
     records.RUN.keep("claims", name, record)
     return Claim(name, record)
 
