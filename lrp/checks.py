@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +55,7 @@ def tensor(x: Tensor, model: nn.Module) -> None:
 def fingerprint(model: nn.Module) -> tuple:
     """A cheap mark of the model's state: identity, version and two sums of each parameter and buffer.
 
-    Versions tell of changes in place, sums of those that torch does not count (through `.data`).
+    A version changes with the tensor, except through `.data`; the sums show those changes.
     """
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     versions = tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors)
@@ -70,8 +69,7 @@ def fingerprint(model: nn.Module) -> tuple:
 def finite_weights(model: nn.Module) -> None:
     """Raise InputError naming the first parameter or buffer with NaN or Inf."""
     for name, t in (*model.named_parameters(), *model.named_buffers()):
-        if t.is_floating_point() and not torch.isfinite(t).all():
-            raise InputError(f"`{name}` of {type(model).__name__} holds NaN or infinite values: load sound weights")
+        _finite(t, f"`{name}` of {type(model).__name__}", ": load sound weights")
 
 
 def run(model: nn.Module, x: Tensor) -> Tensor:
@@ -83,17 +81,22 @@ def run(model: nn.Module, x: Tensor) -> Tensor:
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise InputError(f"{type(model).__name__} cannot take an input of shape {tuple(x.shape)}: {error}") from error
     if not isinstance(output, Tensor):
-        raise CaptureError(
-            f"{type(model).__name__} returns a {type(output).__name__}, not one tensor: wrap it in a module whose "
-            "forward returns the tensor of logits"
-        )
+        raise several(model, output)
     return output
+
+
+def several(model: nn.Module, output) -> CaptureError:
+    """The error for a model that returns something other than one tensor."""
+    kind = type(output).__name__.removeprefix("immutable_")  # fx has lists and dicts of its own
+    return CaptureError(
+        f"{type(model).__name__} returns a {kind}, not one tensor: wrap it in a module whose forward returns the "
+        "tensor of logits"
+    )
 
 
 def same_output(expected: Tensor, output: Tensor, model: nn.Module) -> None:
     """Raise CaptureError unless the graph reproduces the model's output, InputError if that is not finite."""
-    if not torch.isfinite(expected).all():
-        raise InputError(f"the output of {type(model).__name__} holds NaN or infinite values for this input")
+    _finite(expected, f"the output of {type(model).__name__}", " for this input")
     if expected.shape != output.shape:
         raise CaptureError(f"the captured graph gives shape {tuple(output.shape)}, the model {tuple(expected.shape)}")
     gap = float((expected - output).abs().max())
@@ -122,31 +125,30 @@ def seed(R: Tensor, output: Tensor) -> None:
             f"the seed has shape {tuple(R.shape)}; it must be shaped like the output {tuple(output.shape)}, "
             "with a leading axis for several targets"
         )
-    if not torch.isfinite(R).all():
-        raise InputError("the seed holds NaN or infinite values")
+    _finite(R, "the seed")
 
 
 def targets(target, output: Tensor) -> tuple[Tensor, bool]:
-    """The targets as (T, N), and whether one (not a list) was given."""
+    """The targets as (T, N), and whether one (not a list) was given; raises TargetError for what names no class."""
     single = not isinstance(target, (list, tuple))
-    given: Sequence = [target] if single else target
+    given = [target] if single else target
     if not given:
         raise TargetError("the list of targets is empty")
     return torch.stack([_target(t, output) for t in given]), single
 
 
 def unit(target, output: Tensor, name: str) -> tuple[int, ...]:
-    """A channel, or one place of it, at a hidden output (N, C, ...): c or (c, y, x) as a tuple of ints."""
+    """A channel c, or one unit (c, y, x), of a hidden output (N, C, ...), as a tuple of ints; else TargetError."""
     sizes = tuple(output.shape[1:])
+    shape = f"(N, {', '.join(map(str, sizes))})"
     index = target if isinstance(target, tuple) else (target,)
-    integral = all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in index)
-    if not integral or len(index) not in (1, len(sizes)):
+    if not all(map(_integral, index)) or len(index) not in (1, len(sizes)):
         raise TargetError(
-            f"`{name}` gives (N, {', '.join(map(str, sizes))}): there a target is a channel, or a tuple of "
-            f"{len(sizes)} indices for one unit, or a list of these; got {target!r}"
+            f"`{name}` gives {shape}: there a target is a channel, or a tuple of {len(sizes)} indices for one unit, "
+            f"or a list of these; got {target!r}"
         )
     if any(not 0 <= i < size for i, size in zip(index, sizes, strict=False)):
-        raise TargetError(f"{target!r} is no unit of `{name}`, whose output is (N, {', '.join(map(str, sizes))})")
+        raise TargetError(f"{target!r} is no unit of `{name}`, whose output is {shape}")
     return tuple(int(i) for i in index)
 
 
@@ -154,14 +156,22 @@ def _target(target, output: Tensor) -> Tensor:
     n, k = output.shape
     if target is None:
         return output.argmax(1)
-    if isinstance(target, numbers.Integral) and not isinstance(target, bool):
+    if _integral(target):
         target = torch.tensor(int(target))
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
         what = f"a {target.dtype} tensor" if isinstance(target, Tensor) else f"{target!r}"
         raise TargetError(f"a target is None, an int, or a LongTensor ({n},) with one class per sample; got {what}")
-    if target.dim() > 1 or target.numel() not in (1, n) or (target.dim() == 1 and len(target) != n):
+    if target.shape not in ((), (n,)):
         raise TargetError(f"a target tensor has one class per sample, ({n},); got shape {tuple(target.shape)}")
-    wrong = target[(target < 0) | (target >= k)] if target.dim() else target.view(1)[(target < 0) | (target >= k)]
-    if wrong.numel():
+    if len(wrong := target[(target < 0) | (target >= k)]):
         raise TargetError(f"target {int(wrong[0])} is none of the {k} classes 0..{k - 1}")
     return target.to(output.device, torch.long).expand(n)
+
+
+def _integral(value) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _finite(values: Tensor, what: str, more: str = "") -> None:
+    if values.is_floating_point() and not torch.isfinite(values).all():
+        raise InputError(f"{what} holds NaN or infinite values{more}")

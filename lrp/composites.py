@@ -16,34 +16,37 @@ Presets are named as in the field. Edit one by overriding modules by name,
 
 import fnmatch
 from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Literal
 
 from torch import Tensor
 
 from . import kinds as v
 from . import rules as r
-from . import splitting as _s
+from . import splitting as s
 from .graph import Node
 
-GLOBBED = (v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE, v.LRN, v.UNKNOWN)  # what a glob in `overrides` reaches
-CONDITIONS = ("any", "first", v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE, v.MAXIMUM)
+LISTED = (v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE)  # where "any", "first" and functions are asked
+CONDITIONS = ("any", "first", *LISTED, v.MAXIMUM)
+GLOBBED = (*LISTED, v.LRN, v.UNKNOWN)  # what a glob in `overrides` reaches
 
 
 class Composite:
     """Rules for a whole network.
 
     Args:
-        rules: list of (condition, rule) for convolutions, dense layers, unfolded BatchNorms and averages; "maximum"
-            is for rules made for max pooling, where all others leave relevance to the winner.
+        rules: list of (condition, rule) for convolutions, dense layers, unfolded BatchNorms and averages. Max pooling
+            leaves relevance to the winner, except where "maximum" names a rule made for it.
         addition: the rule at sums; `rules.Ratio()` by magnitude, `rules.Flat()` in equal parts,
             `rules.Epsilon()` signed, `rules.ZPlus()` among positive summands.
         lrn: the rule at local response normalisation; `rules.Pass()` treats it as the identity.
-        bias: "absorb" (the bias keeps its share) or "exclude" (the inputs share everything).
-        overrides: {module name or glob: rule}, first match first; they come before everything else. A glob such as
+        bias: "absorb" (the bias keeps its part) or "exclude" (the inputs get everything).
+        overrides: {module name or glob: rule}, before everything else; the first match holds. A glob such as
             "layer4.*" means layers with weights, averages, LRN and unknown operations; name a sum in full to
             override it. A name that matches nothing is an error.
         fold_batchnorm: fold BatchNorm into the layer before it (False leaves each one a node of its own).
-        spread: spread what a layer with gaps (1 x 1 with a stride, x[:, :, ::2, ::2]) leaves on a lattice of pixels
-            over those between; see `lrp.splitting.spread`.
+        spread: move relevance from the lattice of pixels that a layer with gaps reads (1 x 1 with a stride,
+            x[:, :, ::2, ::2]) to the pixels between, too; see `lrp.splitting.spread`.
 
     Raises ValueError for an unknown condition or bias policy, TypeError for what is no rule.
     """
@@ -54,7 +57,7 @@ class Composite:
         *,
         addition: r.Rule | None = None,
         lrn: r.Rule | None = None,
-        bias: str = "absorb",
+        bias: Literal["absorb", "exclude"] = "absorb",
         overrides: Mapping[str, r.Rule] | None = None,
         fold_batchnorm: bool = True,
         spread: bool = False,
@@ -69,38 +72,20 @@ class Composite:
         for condition, _ in self.rules:
             if not callable(condition) and condition not in CONDITIONS:
                 raise ValueError(f"unknown condition {condition!r}; there are {', '.join(CONDITIONS)}, or a function")
-        given = [rule for _, rule in self.rules] + [self.addition, self.lrn, *self.overrides.values()]
-        for rule in given:
+        for rule in [rule for _, rule in self.rules] + [self.addition, self.lrn, *self.overrides.values()]:
             if not isinstance(rule, r.Rule):
                 raise TypeError(f"{rule!r} is no rule: make one, as in rules.ZPlus()")
 
     def rule(self, node: Node, first: set[Node]) -> r.Rule | None:
         """The rule at this node; None where its kind needs none (activations, pooling, views)."""
-        override = self.override(node)
-        if override is not None:
-            return override
-        if node.kind == v.ADD:
-            return self.addition
-        if node.kind == v.LRN:
-            return self.lrn
-        if node.kind == v.MAXIMUM:
-            return next((rule for condition, rule in self.rules if condition == v.MAXIMUM), None)
-        if node.kind not in v.LINEAR:
-            return None
-        for condition, rule in self.rules:
-            if condition(node) if callable(condition) else condition in ("any", node.kind):
-                return rule
-            if condition == "first" and node in first:
-                return rule
-        return None
-
-    def override(self, node: Node) -> r.Rule | None:
-        """The rule that `overrides` names for this node, by its name or that of a BatchNorm folded into it."""
-        return next((rule for pattern, rule in self.overrides.items() if self.names(pattern, node)), None)
+        rows = [*self.rules, (v.ADD, self.addition), (v.LRN, self.lrn)]
+        named = (rule for pattern, rule in self.overrides.items() if self.names(pattern, node))
+        listed = (rule for condition, rule in rows if _holds(condition, node, first))
+        return next(chain(named, listed), None)
 
     @staticmethod
     def names(pattern: str, node: Node) -> bool:
-        """Does this key of `overrides` mean this node? (The second call of a module, `relu#2`, goes by `relu` too.)"""
+        """Does this key of `overrides` mean this node, or a BatchNorm folded into it? (`relu` means `relu#2`, too.)"""
         names = {name for full in (node.name, *node.aliases) for name in (full, full.split("#")[0])}
         return pattern in names or (node.kind in GLOBBED and any(fnmatch.fnmatchcase(n, pattern) for n in names))
 
@@ -111,6 +96,15 @@ class Composite:
         rows = [(c if isinstance(c, str) else getattr(c, "__name__", "function"), rule) for c, rule in self.rules]
         rows = [*self.overrides.items(), *rows, ("addition", self.addition), ("lrn", self.lrn)]
         return "\n".join([repr(self), *(f"  {name:<12} {rule}" for name, rule in rows)])
+
+
+def _holds(condition: str | Callable[[Node], bool], node: Node, first: set[Node]) -> bool:
+    """Does a row with this condition hold at the node? At sums, LRN and max pooling, only a row of that kind does."""
+    if condition == node.kind:
+        return True
+    if node.kind not in LISTED:
+        return False
+    return condition(node) if callable(condition) else condition == "any" or (condition == "first" and node in first)
 
 
 class Epsilon(Composite):
@@ -146,11 +140,7 @@ class EpsilonGammaBox(Composite):
     def __init__(
         self, low: float | Tensor, high: float | Tensor, gamma: float = 0.25, epsilon: float = 1e-6, **options
     ):
-        rules = [
-            ("first", r.ZBox(low, high)),
-            ("dense", r.Epsilon(epsilon)),
-            ("any", r.Gamma(gamma, epsilon)),
-        ]
+        rules = [("first", r.ZBox(low, high)), ("dense", r.Epsilon(epsilon)), ("any", r.Gamma(gamma, epsilon))]
         super().__init__(rules, **options)
 
 
@@ -173,11 +163,12 @@ class RelevanceSplitting(Composite):
     """Relevance splitting for ResNets (otsuki2024layer): z+, and at skip connections a split by magnitude.
 
     `faithful` is the authors' program: z+ on raw weights with 1e-5 added to every denominator, BatchNorm and biases
-    left out, max pooling treated as an average over 2 x 2, the first layer blind to the image; its seed is
+    left out, max pooling treated as an average over 2 x 2, the first layer blind to the image. Its seed is
     `seeds.Probability()` and its target the predicted class. Not faithful is our corrected version: BatchNorm folded,
     relevance of max pooling to the winner, z^B with the bounds `low` and `high` on the pixels, exact division, no
-    lattice of dots (`spread`); its seed is the logit. `splitting` is "ratio" or "symmetric", `identical` off gives
-    identity skips nothing.
+    lattice of dots (`spread`). Its seed is the logit.
+
+    `splitting` is "ratio" or "symmetric"; without `identical`, identity skips get nothing.
 
     Raises ValueError for other names, and for missing bounds.
     """
@@ -185,23 +176,23 @@ class RelevanceSplitting(Composite):
     def __init__(
         self,
         faithful: bool = True,
+        *,
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
-        splitting: str = "ratio",
+        splitting: Literal["ratio", "symmetric"] = "ratio",
         identical: bool = True,
         **options,
     ):
-        if splitting not in SPLITS:
+        split = {"ratio": r.Ratio(), "symmetric": r.Symmetric()}.get(splitting)
+        if split is None:
             raise ValueError(f"splitting must be 'ratio' or 'symmetric', not {splitting!r}")
-        own = {"bias": "exclude", "addition": SPLITS[splitting][not identical], "fold_batchnorm": not faithful}
-        own["spread"] = not faithful
         if faithful:
             rules = [
-                ("first", _s.PlusOnes()),
+                ("first", s.PlusOnes()),
                 (v.BATCHNORM, r.Pass()),
-                (v.AVERAGE, r.Epsilon(_s.ADDED, relative=False)),
-                (v.MAXIMUM, _s.AverageInstead()),
-                ("any", _s.PlusRaw()),
+                (v.AVERAGE, r.Epsilon(s.ADDED, relative=False)),
+                (v.MAXIMUM, s.AverageInstead()),
+                ("any", s.PlusRaw()),
             ]
         elif low is None or high is None:
             raise ValueError(
@@ -209,10 +200,6 @@ class RelevanceSplitting(Composite):
             )
         else:
             rules = [("first", r.ZBox(low, high)), ("any", r.ZPlus())]
+        own = {"bias": "exclude", "addition": split if identical else s.BranchOnly(splitting)}
+        own |= {"fold_batchnorm": not faithful, "spread": not faithful}
         super().__init__(rules, **own | options)
-
-
-SPLITS = {
-    "ratio": (r.Ratio(), _s.BranchOnly("ratio")),
-    "symmetric": (r.Symmetric(), _s.BranchOnly("symmetric")),
-}

@@ -6,11 +6,14 @@ BatchNorm stays a node of its own.
 """
 
 import difflib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 
 from torch import nn
+from torch.fx.node import map_aggregate
 
 from . import kinds as v
 from .errors import InputError
@@ -33,7 +36,6 @@ class Node:
     nonnegative: bool = False  # its output is known to be >= 0
     signs: tuple[float, ...] = ()  # of the summands of an addition
     constants: tuple = ()  # what an addition adds besides its inputs: (sign, value or Node)
-    pads: bool = False  # torch's own padding: what goes to padded constants, it keeps
     gate: int | None = None  # which factor of a product is the gate, where the graph tells
 
     def __repr__(self):
@@ -43,6 +45,11 @@ class Node:
     def carries(self) -> bool:
         """Does relevance flow through this node?"""
         return self.kind != v.CONSTANT
+
+    @property
+    def pads(self) -> bool:
+        """Is this torch's own padding? It keeps what goes to padded constants."""
+        return self.kind == v.REARRANGE and self.op in v.PADS
 
     @property
     def sources(self) -> tuple["Node", ...]:
@@ -55,7 +62,7 @@ class Node:
 
     def layer(self, values: dict["Node", object]) -> object:
         """The node's module, or what stands for it where it is a functional call: the arguments as attributes."""
-        return self.module or SimpleNamespace(**_layer(self.op, fill((self.args, self.kwargs), values)))
+        return self.module or _LAYERS[self.op](*fill(self.args, values), **fill(self.kwargs, values))
 
 
 class Graph:
@@ -67,36 +74,19 @@ class Graph:
         self.modules = modules  # module path -> the node whose value the module returned
         self.names = {name: node for node in nodes for name in (node.name, *node.aliases)}
         self.reads = {node: set(references((node.args, node.kwargs))) for node in nodes}
-        self.users: dict[Node, int] = dict.fromkeys(nodes, 0)  # how many nodes read each one's value
-        for sources in self.reads.values():
-            for source in sources:
-                self.users[source] += 1
-        readers: dict[Node, list[Node]] = {node: [] for node in nodes}
+        counts = Counter(source for sources in self.reads.values() for source in sources)
+        self.users = {node: counts[node] for node in nodes}  # how many nodes read each one's value
+        readers = {node: [] for node in nodes}
         for node in nodes:
             for source in node.sources:
                 readers[source].append(node)
-        self.first = self._nearest(self.input, readers)
+        self.first = _nearest(self.input, readers)
         self.last = self.feeding(output)
         self._skips: dict[Node, list[bool]] = {}
 
     def feeding(self, node: Node) -> set[Node]:
         """The convolutions and dense layers that make this node's value (itself, if it is one)."""
-        return self._nearest(node, {n: n.inputs for n in self.nodes})
-
-    @staticmethod
-    def _nearest(start: Node, step: dict[Node, list[Node]]) -> set[Node]:
-        """The convolutions and dense layers reached from `start` without passing through another."""
-        found, seen, todo = set(), set(), [start]
-        while todo:
-            node = todo.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if node.kind in v.WEIGHTED:
-                found.add(node)
-            else:
-                todo.extend(step[node])
-        return found
+        return _nearest(node, {n: n.inputs for n in self.nodes})
 
     def skips(self, node: Node) -> list[bool]:
         """Which summands of a sum are identity skips: another summand is computed from them."""
@@ -117,6 +107,28 @@ class Graph:
     def __repr__(self):
         rows = [f"  {n.name:<32} {n.kind:<12} <- {', '.join(i.name for i in n.inputs)}" for n in self.nodes]
         return "\n".join([f"Graph of {len(self.nodes)} nodes", *rows])
+
+
+def _nearest(start: Node, step: Mapping[Node, Iterable[Node]]) -> set[Node]:
+    """The convolutions and dense layers reached from `start` without passing through another."""
+    reached = _reachable(start, lambda node: () if node.kind in v.WEIGHTED else step[node])
+    return {node for node in reached if node.kind in v.WEIGHTED}
+
+
+def ancestors(node: Node) -> set[Node]:
+    """The node and all that it is computed from."""
+    return _reachable(node, lambda node: references((node.args, node.kwargs)))
+
+
+def _reachable(start: Node, step: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """The node, those that `step` gives for it, those that it gives for these, and so on."""
+    seen, todo = set(), [start]
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo += step(node)
+    return seen
 
 
 def fold(graph: Graph) -> Graph:
@@ -140,62 +152,41 @@ def fold(graph: Graph) -> Graph:
 
 def references(args) -> list[Node]:
     """All nodes in nested arguments, in order."""
-    if isinstance(args, Node):
-        return [args]
-    if isinstance(args, dict):
-        return [n for a in args.values() for n in references(a)]
-    if isinstance(args, (tuple, list)):
-        return [n for a in args for n in references(a)]
-    if isinstance(args, slice):
-        return references((args.start, args.stop, args.step))
-    return []
+    found = []
+    map_aggregate(args, lambda a: found.append(a) if isinstance(a, Node) else None)
+    return found
 
 
-def fill(args, values: dict):
+def fill(args, values: Mapping[Node, object]):
     """Nested arguments with every node replaced by its value (a node without one stays)."""
-    if isinstance(args, Node):
-        return values.get(args, args)
-    if isinstance(args, dict):
-        return {k: fill(a, values) for k, a in args.items()}
-    if isinstance(args, (tuple, list)):
-        return (tuple if isinstance(args, tuple) else list)(fill(a, values) for a in args)
-    if isinstance(args, slice):
-        return slice(fill(args.start, values), fill(args.stop, values), fill(args.step, values))
-    return args
+    return map_aggregate(args, lambda a: values.get(a, a) if isinstance(a, Node) else a)
 
 
-def ancestors(node: Node) -> set[Node]:
-    """The node and all that it is computed from."""
-    seen, todo = set(), [node]
-    while todo:
-        node = todo.pop()
-        if node not in seen:
-            seen.add(node)
-            todo += references((node.args, node.kwargs))
-    return seen
+def _convolution(
+    dims, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, output_padding=0, transposed=False
+) -> SimpleNamespace:
+    sizes = {"stride": stride, "padding": padding, "dilation": dilation, "output_padding": output_padding}
+    sizes = {k: (size,) * dims if isinstance(size, int) else size for k, size in sizes.items()}
+    return SimpleNamespace(weight=weight, bias=bias, groups=groups, transposed=transposed, **sizes)
 
 
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-CONVOLUTIONS = {f"conv{way}{d}d": (d, bool(way)) for d in (1, 2, 3) for way in ("", "_transpose")}
-_LRN = ("input", "size", "alpha", "beta", "k")
-_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+def _transposed(dims, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+    return _convolution(dims, input, weight, bias, stride, padding, dilation, groups, output_padding, transposed=True)
 
 
-def _layer(op: str, arguments: tuple[tuple, dict]) -> dict:
-    """What a module of this kind would have as attributes, from the arguments of the functional call."""
-    args, kwargs = arguments
-    if op in ("matmul", "mm"):
-        return {"weight": (*args, *kwargs.values())[1].T, "bias": None}
-    if op == "batch_norm":
-        return {"weight": None, "bias": None, "eps": 1e-5} | dict(zip(_BATCH_NORM, args)) | kwargs  # noqa: B905
-    if op == "local_response_norm":
-        return {"alpha": 1e-4, "beta": 0.75, "k": 1.0} | dict(zip(_LRN, args)) | kwargs  # noqa: B905
-    if op == "linear":
-        return {"bias": None} | dict(zip(_CONV, args)) | kwargs  # noqa: B905
-    dims, transposed = CONVOLUTIONS[op]
-    given = dict(zip(_CONV_TRANSPOSE if transposed else _CONV, args)) | kwargs  # noqa: B905
-    defaults = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
-    sizes = {k: given.get(k, d) for k, d in defaults.items()}
-    sizes = {k: s if isinstance(s, str) else (s,) * dims if isinstance(s, int) else tuple(s) for k, s in sizes.items()}
-    return {"bias": None, "groups": 1, "transposed": transposed} | given | sizes
+def _batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+    return SimpleNamespace(running_mean=running_mean, running_var=running_var, weight=weight, bias=bias, eps=eps)
+
+
+# From the arguments of a function of torch to the attributes that the module of the same kind has.
+_LAYERS = {
+    "linear": lambda input, weight, bias=None: SimpleNamespace(weight=weight, bias=bias),
+    "matmul": lambda input, other: SimpleNamespace(weight=other.T, bias=None),
+    "mm": lambda input, mat2: SimpleNamespace(weight=mat2.T, bias=None),
+    "batch_norm": _batch_norm,
+    "local_response_norm": lambda input, size, alpha=1e-4, beta=0.75, k=1.0: SimpleNamespace(
+        size=size, alpha=alpha, beta=beta, k=k
+    ),
+    **{f"conv{d}d": partial(_convolution, d) for d in (1, 2, 3)},
+    **{f"conv_transpose{d}d": partial(_transposed, d) for d in (1, 2, 3)},
+}

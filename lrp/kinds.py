@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .operators import BATCHNORMS, CONVOLUTIONS
-
 # the kinds, in the order of a typical network
 INPUT = "input"
 CONVOLUTION = "convolution"  # Conv1d-3d and transposed: a rule of the composite
@@ -33,121 +31,92 @@ CONSTANT = "constant"  # sizes, masks, parameters: no relevance
 WEIGHTED = (CONVOLUTION, DENSE)
 LINEAR = (CONVOLUTION, DENSE, BATCHNORM, AVERAGE, ADD)
 
+# The words of each kind: functions, methods, and modules (nn.LeakyReLU is "leaky_relu"). "#" stands for 1, 2 and 3.
+_PADDINGS = "pad zero_pad#d constant_pad#d reflection_pad#d replication_pad#d circular_pad#d"
+_SIGN_KEEPERS = "identity clone detach contiguous to dropout dropout#d stochastic_depth"
 _NAMES = {
     ADD: "add radd iadd sub isub rsub subtract",
     PRODUCT: "mul rmul imul multiply div truediv true_divide itruediv divide",
     ACTIVATION: "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign tanh "
-    "sigmoid hardswish hardsigmoid hardtanh logsigmoid tanhshrink softshrink hardshrink threshold dropout "
-    "dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout clamp clamp_min clamp_max clip "
-    "stochastic_depth clone detach contiguous to float double half bfloat16 type_as neg",
+    "sigmoid hardswish hardsigmoid hardtanh logsigmoid tanhshrink softshrink hardshrink threshold alpha_dropout "
+    f"feature_alpha_dropout clamp clamp_min clamp_max clip float double half bfloat16 type_as neg {_SIGN_KEEPERS}",
     REARRANGE: "flatten reshape view permute transpose t squeeze unsqueeze chunk split unbind getitem cat "
     "concat concatenate stack expand expand_as repeat tile movedim moveaxis swapaxes swapdims narrow select "
-    "index_select pixel_shuffle pixel_unshuffle channel_shuffle unflatten roll flip pad view_as reshape_as "
-    "ravel",
-    AVERAGE: "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "mean sum interpolate upsample",
-    MAXIMUM: "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
-    "amax maximum",
-    NORM: "layer_norm group_norm instance_norm rms_norm normalize",
+    "index_select pixel_shuffle pixel_unshuffle channel_shuffle unflatten roll flip view_as reshape_as "
+    f"ravel {_PADDINGS}",
+    AVERAGE: "avg_pool#d adaptive_avg_pool#d mean sum interpolate upsample",
+    MAXIMUM: "max_pool#d adaptive_max_pool#d amax maximum",
+    NORM: "layer_norm group_norm instance_norm instance_norm#d rms_norm normalize",
     LRN: "local_response_norm",
-    CONVOLUTION: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    CONVOLUTION: "conv#d conv_transpose#d",
     DENSE: "linear matmul mm",
-    BATCHNORM: "batch_norm",
+    BATCHNORM: "batch_norm batch_norm#d sync_batch_norm",
     CONSTANT: "size dim ndimension numel getattr len _assert zeros_like ones_like full_like empty_like "
     "new_zeros new_ones new_full new_empty new_tensor gt lt ge le eq ne argmax argmin is_floating_point",
 }
-KIND_OF_NAME = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 
-_PADS = (
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
-    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
-    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
-    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
-)
-_MODULES = {
-    CONVOLUTION: CONVOLUTIONS,
-    DENSE: (nn.Linear,),
-    BATCHNORM: BATCHNORMS,
-    AVERAGE: (
-        *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.Upsample),
-        *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    ),
-    MAXIMUM: (
-        *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
-        *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-    ),
-    ACTIVATION: (
-        *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU),
-        *(nn.Mish, nn.Softplus, nn.Softsign, nn.Tanh, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
-        *(nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.Identity),
-        *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
-    ),
-    REARRANGE: (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, *_PADS),
-    NORM: (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.RMSNorm),
-    LRN: (nn.LocalResponseNorm,),
-}
 
+def _words(text: str) -> list[str]:
+    """The words of a text, each "#" written out."""
+    return [word.replace("#", d) for word in text.split() for d in ("123" if "#" in word else " ")]
+
+
+KIND_OF_NAME = {word: kind for kind, text in _NAMES.items() for word in _words(text)}
+_TYPES = {name.lower(): t for name, t in vars(nn).items() if isinstance(t, type) and issubclass(t, nn.Module)}
+_KIND_OF_TYPE = {_TYPES[w]: kind for word, kind in KIND_OF_NAME.items() if (w := word.replace("_", "")) in _TYPES}
 REGISTERED: dict[type, str] = {}  # further leaf modules and their kinds: see `register`
 
-NONNEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus"}  # whatever comes in, >= 0 comes out
-KEEPS_SIGN = {AVERAGE, MAXIMUM, REARRANGE, PIECES, PRODUCT, LRN}  # >= 0 in, >= 0 out
-KEEPS_SIGN_NAMES = {"identity", "clone", "detach", "contiguous", "to"} | {
-    f"{kind}{d}" for kind in ("dropout", "stochastic_depth", "stochasticdepth") for d in ("", "1d", "2d", "3d")
-}
+# Sets of operations (`Node.op`): lower-case names of torch's modules, or names of its functions and methods.
+PADS = {name for word in _words(_PADDINGS) for name in (word, word.replace("_", ""))}
+NONNEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus"}  # for any input, >= 0 comes out
+KEEPS_SIGN = {AVERAGE, MAXIMUM, REARRANGE, PIECES, PRODUCT, LRN}  # kinds: >= 0 in, >= 0 out
+KEEPS_SIGN_NAMES = set(_words(_SIGN_KEEPERS))  # the same for activations
+LOSES_SIGN_NAMES = {"interpolate", "upsample"} | PADS  # bicubic weights and padded constants may be negative
 GATES = {"sigmoid", "hardsigmoid", "softmax"}  # a factor made by one of these is the gate of a product
 SOFTMAXES = {"softmax", "log_softmax", "softmin", "logsoftmax", "softmax2d", "gumbel_softmax"}
 DIVISIONS = {"div", "truediv", "true_divide", "divide"}
 PIECEWISE = {"chunk", "split", "unbind"}
 _INPLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}
-_HOMES = (torch, F, operator, torch._C._nn, Tensor)
+HOMES = (torch, F, operator, torch._C._nn, Tensor)  # where torch's functions are found by name
 
 
 def module_name(module: nn.Module) -> str:
-    """Lower-case name of a module's type: 'relu', 'conv2d'."""
-    return type(module).__name__.lower()
+    """Lower-case name of a torch module's type ("relu", "conv2d"); the full name of any other type."""
+    cls = type(module)
+    own = not cls.__module__.startswith("torch.")
+    return f"{cls.__module__}.{cls.__qualname__}" if own else cls.__name__.lower()
 
 
 def function_name(target) -> str | None:
     """Name of a function of torch (or torchvision's stochastic depth), in-place forms under the plain name.
 
-    A function of the user's own that merely shares a name with torch's is not taken for it: None.
+    A function of the user's own is not taken for torch's, even under the same name: None.
     """
     if isinstance(target, str):
-        name = target
-    else:
-        name = getattr(target, "__name__", "")
-        ours = any(getattr(home, name, None) is target for home in _HOMES) or target is getattr
-        if not ours and not (getattr(target, "__module__", None) or "").startswith(("torch.", "torchvision.")):
-            return None
-    if name in _INPLACE:
-        return _INPLACE[name]
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        return _plain(target)
+    name = getattr(target, "__name__", "")
+    known = any(getattr(home, name, None) is target for home in HOMES) or target is getattr
+    if known or (getattr(target, "__module__", None) or "").startswith(("torch.", "torchvision.")):
+        return _plain(name)
+    return None
 
 
 def is_inplace(target) -> bool:
-    """Does calling this function or method change its first argument?"""
+    """Does calling this function of torch, or this method, change its first argument?"""
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    return name in _INPLACE or (name.endswith("_") and not name.endswith("__") and name != "_")
+    return function_name(target) not in (None, name)
+
+
+def _plain(name: str) -> str:
+    """relu_ -> relu, iadd -> add; other names as they are."""
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else _INPLACE.get(name, name)
 
 
 def kind_of_module(module: nn.Module) -> str:
     """Kind of a leaf module; BatchNorm without running statistics depends on the batch and is unknown."""
-    for cls in type(module).__mro__:
-        if cls in REGISTERED:
-            return REGISTERED[cls]
-    for kind, types in _MODULES.items():
-        if isinstance(module, types):
-            if kind == BATCHNORM and module.running_mean is None:
-                return UNKNOWN
-            return kind
-    return UNKNOWN
-
-
-def is_padding(module: nn.Module | None, name: str | None) -> bool:
-    """Is this torch's own padding, as a module or as `F.pad`? (A class is not asked by its name.)"""
-    if module is not None:
-        return isinstance(module, _PADS) and not isinstance(module, tuple(REGISTERED))
-    return name == "pad"
+    types = type(module).__mro__
+    kind = next((table[t] for table in (REGISTERED, _KIND_OF_TYPE) for t in types if t in table), UNKNOWN)
+    return UNKNOWN if kind == BATCHNORM and module.running_mean is None else kind
 
 
 def register(module_type: type[nn.Module], kind: str) -> None:

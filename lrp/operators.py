@@ -9,14 +9,9 @@ Shapes: xs is a list of inputs (N, ...), one entry for everything but an additio
 a leading axis of targets, and so is what `transpose` returns.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -28,15 +23,6 @@ def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return a, b if norm.bias is None else b + norm.bias
 
 
-def folded(layer, norm: nn.Module | None, scaled: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a layer, with those of the BatchNorm after it folded in; `scaled(w, a)` multiplies them."""
-    w, b = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-    if norm is None:
-        return w, b
-    a, shift = scale_and_shift(norm)
-    return scaled(w, a).detach(), (shift if b is None else shift + a * b).detach()
-
-
 def reduce_to(s: Tensor, x: Tensor) -> Tensor:
     """Sum s (T, N, ...) over the axes along which x (N, ...) was broadcast, so that it fits x."""
     axes = [d for d in range(1, x.dim() + 1) if x.shape[d - 1] == 1 and s.shape[d] != 1]
@@ -44,7 +30,7 @@ def reduce_to(s: Tensor, x: Tensor) -> Tensor:
 
 
 class Operator:
-    """What all operators share; `module` is read anew by `weights`, so a changed parameter is seen."""
+    """What all operators have; `weights` reads the module anew, so a changed parameter is seen."""
 
     cacheable = True  # weights come from modules alone, so they may be kept until a parameter changes
     fresh = True  # what `transpose` returns is new memory that the caller may overwrite
@@ -75,100 +61,84 @@ class Operator:
         return s.reshape(*s.shape[:3], -1).sum(3) @ b
 
 
-class Convolution(Operator):
-    """Conv1d-3d and their transposes, any stride, padding (mode), dilation and groups.
+class Layer(Operator):
+    """A convolution or dense layer; `norm` is a BatchNorm that follows and is folded in.
 
-    `layer` is a module or anything with its attributes; `norm` a BatchNorm that follows and is folded in.
+    `layer` is a module, or has a module's attributes.
     """
-
-    def __init__(self, layer, norm: nn.Module | None = None):
-        self.layer, self.norm, self.transposed = layer, norm, layer.transposed
-        self.dims = len(layer.stride)
-        self.name = f"conv_transpose{self.dims}d" if self.transposed else f"conv{self.dims}d"
-        self.pads, self.padding = self._paddings()
-        self.mode = getattr(layer, "padding_mode", "zeros")
-
-    def _paddings(self) -> tuple[list[int] | None, list[int]]:
-        """Explicit padding in F.pad's order (or None), and the padding left to the convolution itself."""
-        layer, zero = self.layer, [0] * self.dims
-        if layer.padding == "valid":
-            return None, zero
-        if layer.padding == "same":
-            total = [d * (k - 1) for d, k in zip(layer.dilation, layer.weight.shape[2:], strict=True)]
-            return [p for t in reversed(total) for p in (t // 2, t - t // 2)], zero
-        if getattr(layer, "padding_mode", "zeros") != "zeros":
-            return [p for q in reversed(layer.padding) for p in (q, q)], zero
-        return None, list(layer.padding)
-
-    def weights(self):
-        return folded(self.layer, self.norm, self._scaled)
-
-    def _scaled(self, w: Tensor, a: Tensor) -> Tensor:
-        """Weights times a per output channel; a transposed convolution has them as (in, out / groups, ...)."""
-        if not self.transposed:
-            return w * a.view(-1, 1, *[1] * self.dims)
-        groups = self.layer.groups
-        grouped = w.view(groups, w.shape[0] // groups, w.shape[1], *w.shape[2:])
-        return (grouped * a.view(groups, 1, w.shape[1], *[1] * self.dims)).view(w.shape)
-
-    def _pad(self, x: Tensor) -> Tensor:
-        if self.pads is None:
-            return x
-        return F.pad(x, self.pads, mode="constant" if self.mode == "zeros" else self.mode)
-
-    def _extra(self) -> list:
-        """Arguments of the functional form after weight and bias."""
-        layer = self.layer
-        if self.transposed:
-            return [layer.stride, self.padding, layer.output_padding, layer.groups, layer.dilation]
-        return [layer.stride, self.padding, layer.dilation, layer.groups]
-
-    def forward(self, xs, w, b):
-        return getattr(F, self.name)(self._pad(xs[0]), w, b, *self._extra())
-
-    def apply(self, xs, w):
-        return self.forward(xs, w, None)
-
-    def transpose(self, s, w, xs):
-        layer, x, targets = self.layer, xs[0], s.shape[0]
-        s = s.flatten(0, 1)
-        shape = [len(s), *x.shape[1:]]
-        padded = shape if self.pads is None else self._padded(shape)
-        like = s.new_empty(1).expand(padded)  # only its shape is read
-        output_padding = layer.output_padding if self.transposed else [0] * self.dims
-        back = torch.ops.aten.convolution_backward(
-            s, like, w, None, layer.stride, self.padding, layer.dilation,
-            self.transposed, output_padding, layer.groups, [True, False, False],
-        )[0]  # fmt: skip
-        if self.pads is not None:
-            back = self._unpad(back, shape)
-        return [back.unflatten(0, (targets, -1))]
-
-    def _padded(self, shape: list[int]) -> list[int]:
-        extra = [a + b for a, b in zip(self.pads[::2], self.pads[1::2], strict=True)][::-1]
-        return shape[:2] + [n + e for n, e in zip(shape[2:], extra, strict=True)]
-
-    def _unpad(self, back: Tensor, shape: list[int]) -> Tensor:
-        """Adjoint of the explicit padding: what went to a copied pixel returns to its original."""
-        with torch.enable_grad():
-            x = back.new_zeros(shape).requires_grad_()
-            return torch.autograd.grad(self._pad(x), x, back)[0]
-
-
-class Dense(Operator):
-    """Linear on the last axis, with a BatchNorm folded in where one follows."""
 
     def __init__(self, layer, norm: nn.Module | None = None):
         self.layer, self.norm = layer, norm
 
     def weights(self):
-        return folded(self.layer, self.norm, lambda w, a: w * a[:, None])
+        w, b = self.layer.weight.detach(), None if self.layer.bias is None else self.layer.bias.detach()
+        if self.norm is None:
+            return w, b
+        a, shift = scale_and_shift(self.norm)
+        scale = a[:, None]  # weights are (outputs, inputs, ...)
+        if getattr(self.layer, "transposed", False):  # but here (inputs, outputs of the input's group, ...)
+            groups = self.layer.groups
+            scale = a.view(groups, -1).repeat_interleave(len(w) // groups, 0)
+        w = w * scale.view(*scale.shape, *[1] * (w.dim() - 2))
+        return w.detach(), (shift if b is None else shift + a * b).detach()
+
+    def apply(self, xs, w):
+        return self.forward(xs, w, None)
+
+
+class Convolution(Layer):
+    """Conv1d-3d and their transposes, any stride, padding (mode), dilation and groups."""
+
+    def __init__(self, layer, norm=None):
+        super().__init__(layer, norm)
+        self.mode = getattr(layer, "padding_mode", "zeros")
+        self.pads = self._pads()  # in F.pad's order, where the convolution itself cannot pad this way
+        dims = len(layer.stride)
+        self.padding = [0] * dims if self.pads or layer.padding == "valid" else layer.padding
+        self.options = {"stride": layer.stride, "dilation": layer.dilation, "groups": layer.groups}
+        self.call, self.output_padding = getattr(F, f"conv{dims}d"), [0] * dims
+        if layer.transposed:
+            self.call, self.output_padding = getattr(F, f"conv_transpose{dims}d"), layer.output_padding
+            self.options["output_padding"] = self.output_padding
+
+    def _pads(self) -> list[int] | None:
+        layer = self.layer
+        if layer.padding == "same":  # with an even kernel, one more at the end than at the beginning
+            total = [d * (k - 1) for d, k in zip(layer.dilation, layer.weight.shape[2:], strict=True)]
+            return [p for t in reversed(total) for p in (t // 2, t - t // 2)]
+        if layer.padding == "valid" or self.mode == "zeros":
+            return None
+        return [p for q in reversed(layer.padding) for p in (q, q)]
+
+    def _pad(self, x: Tensor) -> Tensor:
+        return F.pad(x, self.pads, mode="constant" if self.mode == "zeros" else self.mode) if self.pads else x
+
+    def forward(self, xs, w, b):
+        return self.call(self._pad(xs[0]), w, b, padding=self.padding, **self.options)
+
+    def transpose(self, s, w, xs):
+        layer, targets = self.layer, s.shape[0]
+        s = s.flatten(0, 1)
+        like = s.new_empty(1).expand(len(s), *xs[0].shape[1:])  # only its shape is read
+        if self.pads:
+            x = like.new_zeros(like.shape).requires_grad_()
+            with torch.enable_grad():
+                padded = self._pad(x)
+            like = padded.detach()
+        back = torch.ops.aten.convolution_backward(
+            s, like, w, None, layer.stride, self.padding, layer.dilation,
+            layer.transposed, self.output_padding, layer.groups, [True, False, False],
+        )[0]  # fmt: skip
+        if self.pads:  # what went to a copied pixel returns to its original
+            back = torch.autograd.grad(padded, x, back)[0]
+        return [back.unflatten(0, (targets, -1))]
+
+
+class Dense(Layer):
+    """Linear on the last axis."""
 
     def forward(self, xs, w, b):
         return F.linear(xs[0], w, b)
-
-    def apply(self, xs, w):
-        return F.linear(xs[0], w)
 
     def transpose(self, s, w, xs):
         return [s @ w]

@@ -63,7 +63,19 @@ def relu(x):
     return F.leaky_relu(x, 0.5)
 
 
+def clone(x):
+    """Not torch's clone: it changes the sign."""
+    return -x
+
+
+def halve_(x):
+    """A function of one's own under a name that ends like those of torch's in-place functions."""
+    return x / 2
+
+
 fx.wrap("relu")
+fx.wrap("clone")
+fx.wrap("halve_")
 
 
 def test_own_function_named_like_torchs_is_not_taken_for_it():
@@ -84,6 +96,41 @@ def test_own_function_may_give_negative_values_to_a_rule():
     pick = {"rules": [("any", rules.ZPlus())]}
     R = LRP(model, composites.Composite(**pick, overrides={"relu": rules.Pass()})).attribute(x, 1)
     assert torch.allclose(R, LRP(twin, composites.Composite(**pick)).attribute(x, 1))
+
+
+def test_an_underscore_at_the_end_of_an_own_function_means_nothing():
+    model = sound(Net(lambda m, x: m.b(halve_(m.a(x)) + m.a(x)), a=nn.Linear(4, 4), b=nn.Linear(4, 2)))
+    with pytest.raises(UnsupportedOperation, match="node `halve_` calls halve_"):
+        LRP(model)
+    x, rule = torch.randn(3, 4).double(), rules.Epsilon(1e-12)
+    R = LRP(model, composites.Epsilon(1e-12, addition=rule, overrides={"halve_": rule})).attribute(x, 1)
+    leaf = x.clone().requires_grad_()
+    gradient = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)[0]
+    assert torch.allclose(R, gradient * x, atol=1e-9)
+
+
+class Identity(nn.Module):
+    """Not torch's identity: it changes the sign."""
+
+    def forward(self, x):
+        return -x
+
+
+@pytest.mark.parametrize(
+    ("call", "known"),
+    [
+        (lambda m, x: m.own(x.relu()), False),
+        (lambda m, x: clone(x.relu()), False),
+        (lambda m, x: m.torchs(x.relu()), True),
+        (lambda m, x: x.relu().clone(), True),
+    ],
+)
+def test_only_torchs_own_operations_are_known_to_keep_the_sign(call, known, monkeypatch):
+    """Where the graph says that all inputs are positive, ZPlus does not look for negative ones."""
+    monkeypatch.setattr(kinds, "REGISTERED", {Identity: kinds.ACTIVATION})
+    model = Net(lambda m, x: m.a(call(m, x)), a=nn.Linear(4, 4), own=Identity(), torchs=nn.Identity())
+    (node,) = capture(sound(model)).find("a").inputs
+    assert node.nonnegative == known
 
 
 class Doubled(nn.Module):
@@ -115,7 +162,8 @@ def branch(m, x):
         (lambda m, x: m.a(x).exp(), UnsupportedOperation, ["node `exp` calls exp", "rules.Pass()", "rules.Epsilon()"]),
         (lambda m, x: m.a(x).softmax(1), UnsupportedOperation, ["softmax", "logits", "seeds.Probability()"]),
         (lambda m, x: 1 / m.a(x), UnsupportedOperation, ["truediv", "overrides"]),
-        (branch, CaptureError, ["Net could not be traced", "depends on the data", "GraphModule"]),
+        (branch, CaptureError, ["Net could not be traced: ", "depends on the data", "GraphModule"]),
+        (lambda m, x: m.inner(m.a(x)), CaptureError, ["Net could not be traced in module `inner.0`: ", "GraphModule"]),
         (lambda m, x: (m.a(x), x), CaptureError, ["Net returns a tuple", "wrap it"]),
         (lambda m, x: {"a": m.a(x)}, CaptureError, ["Net returns a dict", "wrap it"]),
         (lambda m, x: m.a.weight, CaptureError, ["the output of Net", "depend", "on its input"]),
@@ -124,7 +172,7 @@ def branch(m, x):
 )
 def test_what_cannot_be_captured_says_so(call, error, words):
     with pytest.raises(error) as raised:
-        LRP(sound(Net(call, a=nn.Linear(3, 3))))
+        LRP(sound(Net(call, a=nn.Linear(3, 3), inner=nn.Sequential(Net(branch, a=nn.Linear(3, 3))))))
     assert isinstance(raised.value, LRPError)
     assert all(word in str(raised.value) for word in words), str(raised.value)
 

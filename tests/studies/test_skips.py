@@ -225,10 +225,10 @@ def test_the_corrected_preset_conserves_on_trained_networks(name):
     normalizer = models.normalizer(name)
     x = normalizer(torch.stack(list(datasets.photographs(["cat", "coffee"], size=models.side(name)).values())))
     low, high = normalizer.bounds()
-    e = LRP(model, composites.RelevanceSplitting(False, low, high)).explain(x)
+    e = LRP(model, composites.RelevanceSplitting(False, low=low, high=high)).explain(x)
     assert torch.allclose(e.received, e.seed, rtol=1e-4) and e.imbalance < 1e-4
     if name == "mobilenet_v2":
-        assert len(skips.skip_share(LRP(model, composites.RelevanceSplitting(False, low, high)), x)) == 10
+        assert len(skips.skip_share(LRP(model, composites.RelevanceSplitting(False, low=low, high=high)), x)) == 10
     else:
         found = LRP(model, composites.RelevanceSplitting()).explain(x, seed=seeds.Probability(), layers=["layer1"])
         assert torch.allclose(found.layers["layer1"].double().sum((1, 2, 3)), found.seed[0].double(), rtol=1e-3)
