@@ -81,10 +81,10 @@ HOMES = (torch, F, operator, torch._C._nn, Tensor)  # where torch's functions ar
 
 
 def module_name(module: nn.Module) -> str:
-    """Lower-case name of a torch module's type ("relu", "conv2d"); the full name of any other type."""
-    cls = type(module)
-    own = not cls.__module__.startswith("torch.")
-    return f"{cls.__module__}.{cls.__qualname__}" if own else cls.__name__.lower()
+    """Lower-case name of a module's type ("relu", "conv2d"); the full name where it takes a name of torch's."""
+    cls, name = type(module), type(module).__name__.lower()
+    takes = (name in _TYPES or name in KIND_OF_NAME) and not cls.__module__.startswith("torch.")
+    return f"{cls.__module__}.{cls.__qualname__}" if takes else name
 
 
 def function_name(target) -> str | None:

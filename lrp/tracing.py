@@ -118,7 +118,7 @@ class _Translation:
         node.nonnegative = _nonnegative(node)
         changed = _first(fx_node) if inplace else None
         group = self.aliases.get(changed, set()) | {fx_node}
-        for alias in group:
+        for alias in group:  # whichever of them is read next, its value is the new one
             self.now[alias], self.aliases[alias] = node, group
 
     def _name(self, base: str) -> str:
@@ -134,12 +134,13 @@ class _Translation:
         return Node(self._name(fx_node.target), v.CONSTANT, "default", lambda: default), False
 
     def _get_attr(self, fx_node: fx.Node) -> tuple[Node, bool]:
-        made, (path, _, name) = self.tracer.constants, fx_node.target.rpartition(".")
+        target, made, model = fx_node.target, self.tracer.constants, self.model
+        path, _, name = target.rpartition(".")
 
         def call():  # looks the parameter up each time, because it may be replaced
-            return made[name] if fx_node.target in made else getattr(self.model.get_submodule(path), name)
+            return made[target] if target in made else getattr(model.get_submodule(path), name)
 
-        return Node(self._name(fx_node.target), v.CONSTANT, "get_attr", call), False
+        return Node(self._name(target), v.CONSTANT, "get_attr", call), False
 
     def _call_module(self, fx_node: fx.Node) -> tuple[Node, bool]:
         module = self.model.get_submodule(fx_node.target)
@@ -158,7 +159,8 @@ class _Translation:
         elif inplace:
             call = next(getattr(home, name) for home in v.HOMES if hasattr(home, name))  # torch.relu_ -> torch.relu
         elif (bound := _bind(target, args, kwargs)) and bound.arguments.get("inplace") is True:
-            inplace, bound.arguments["inplace"] = True, False
+            inplace = True
+            bound.arguments["inplace"] = False
             args, kwargs = bound.args, bound.kwargs
         path, op = self.tracer.paths.get(fx_node, ""), name or getattr(target, "__name__", str(target))
         full = self._name(f"{path}.{op}" if path else op)

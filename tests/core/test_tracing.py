@@ -133,6 +133,19 @@ def test_only_torchs_own_operations_are_known_to_keep_the_sign(call, known, monk
     assert node.nonnegative == known
 
 
+class Split(nn.Module):
+    """Not torch's split: it gives one tensor."""
+
+    def forward(self, x):
+        return x.flip(1)
+
+
+def test_an_own_module_named_like_torchs_function_is_not_taken_for_it(monkeypatch):
+    monkeypatch.setattr(kinds, "REGISTERED", {Split: kinds.REARRANGE})
+    model, x = sound(nn.Sequential(Split(), nn.Linear(3, 2))), torch.randn(2, 3).double()
+    assert torch.allclose(LRP(model, LRP0).attribute(x, 1), model[1].weight[1].flip(0) * x)
+
+
 class Doubled(nn.Module):
     def forward(self, x):
         return x.cumsum(1)
