@@ -9,7 +9,6 @@ Run it by `python -m lrp.build.slides 01 04` (default: every notebook whose run 
 import html
 import importlib.util
 import re
-import shutil
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,11 +22,12 @@ from traitlets.config import Config
 from .editions import figures_of
 from .keys import ROOT, BuildError, figures_folder, find, notebooks, read, write
 
-LIBRARIES = {  # what a deck loads: an installed package, a folder in it, and files in that
-    "reveal": ("sphinx_revealjs", "_static/revealjs/dist", ("reveal.css", "reveal.js")),
-    "notes": ("sphinx_revealjs", "_static/revealjs/plugin/notes", ("notes.js",)),
-    "mathjax": ("sphinx-mathjax-offline", "static/mathjax", ("tex-svg.js",)),
-}
+LIBRARIES = (  # what a deck loads: a file in an installed package
+    ("sphinx_revealjs", "_static/revealjs/dist/reveal.css"),
+    ("sphinx_revealjs", "_static/revealjs/dist/reveal.js"),
+    ("sphinx_revealjs", "_static/revealjs/plugin/notes/notes.js"),
+    ("sphinx-mathjax-offline", "static/mathjax/tex-svg.js"),
+)
 PAGE = Path(__file__).with_suffix(".html.j2")
 HIDDEN = Config({"TagRemovePreprocessor": {"remove_cell_tags": ["solution", "check", "parameters"]}})
 SHOWN = re.compile(r"\$\$|[*-] |\d+\. |\|")  # how a formula, a list or a table begins
@@ -64,30 +64,27 @@ def opening(text: str, least: int) -> str:
     return next((said for said in accumulate(sentences, "{} {}".format) if len(said) >= least), text)
 
 
+def under(slides: list[Slide]) -> str:
+    """Return the heading that the next slide stands under."""
+    return "##" + slides[-1].body[0].lstrip("#")
+
+
 def markdown(slides: list[Slide], text: str) -> None:
     """Add prose to the slides: headings and questions open one, formulas, lists and tables are shown, the rest told."""
     for block in filter(None, re.split(r"\n\s*\n", unlinked(text).strip())):
-        heading = "##" + slides[-1].body[0].lstrip("#") if slides else ""
         if block.startswith("<!--"):  # links between notebooks
             continue
         if block.startswith("#"):
             slides.append(Slide("text", ["##" + block.lstrip("#")]) if slides else Slide("title", [block]))
         elif "**Predict:**" in block or block.startswith("**Exercise"):
-            slides.append(Slide("predict" if "**Predict:**" in block else "exercise", [heading, block]))
+            slides.append(Slide("predict" if "**Predict:**" in block else "exercise", [under(slides), block]))
         elif SHOWN.match(block):
             if slides[-1].kind in ("figure", "predict"):
-                slides.append(Slide("text", [heading]))
+                slides.append(Slide("text", [under(slides)]))
             slides[-1].body.append(block)
         else:
             slides[-1].body += [opening(block, 60)] if len(slides[-1].body) == 1 else []
             slides[-1].notes.append(block)
-
-
-def figure(slides: list[Slide], name: str, entry: dict) -> None:
-    """Add a figure, as large as it goes, with the first sentence of its caption."""
-    caption = unlinked(entry["caption"])
-    picture = f'<img src="figures/{name}.png" alt="{html.escape(entry["alt"])}">'
-    slides.append(Slide("figure", ["##" + slides[-1].body[0].lstrip("#"), picture, opening(caption, 0)], [caption]))
 
 
 def story(figures: dict[str, dict], book: nbformat.NotebookNode, resources: dict) -> tuple:
@@ -98,9 +95,11 @@ def story(figures: dict[str, dict], book: nbformat.NotebookNode, resources: dict
             break
         if cell.cell_type == "markdown":
             markdown(slides, cell.source)
-        for name in figures_of(cell.source) if cell.cell_type == "code" else ():
-            if name in figures:
-                figure(slides, name, figures[name])
+            continue
+        for name in filter(figures.__contains__, figures_of(cell.source)):
+            caption, alt = unlinked(figures[name]["caption"]), html.escape(figures[name]["alt"])
+            shown = [under(slides), f'<img src="figures/{name}.png" alt="{alt}">', opening(caption, 0)]
+            slides.append(Slide("figure", shown, [caption]))
     book.metadata.title = slides[0].body[0].lstrip("# ")
     book.cells = [cell for slide in slides if len(slide.body) > 1 for cell in slide.cells()]
     return book, resources
@@ -108,13 +107,11 @@ def story(figures: dict[str, dict], book: nbformat.NotebookNode, resources: dict
 
 def copy_libraries(folder: Path) -> None:
     """Copy what the decks load. Raises SlidesError where a package is not installed."""
-    for name, (package, inside, files) in LIBRARIES.items():
+    for package, file in LIBRARIES:
         spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
+        if spec is None or not spec.origin:
             raise SlidesError(f"{package.replace('_', '-')} is not installed: run `make env`")
-        (folder / "libraries" / name).mkdir(parents=True, exist_ok=True)
-        for file in files:
-            shutil.copy(Path(spec.submodule_search_locations[0]) / inside / file, folder / "libraries" / name)
+        write(folder / "libraries" / Path(file).name, (Path(spec.origin).parent / file).read_bytes())
 
 
 def recorded(notebook: Path) -> dict[str, dict]:
@@ -127,11 +124,10 @@ def make(notebook: Path, folder: Path) -> None:
     figures, pictures = recorded(notebook), figures_folder("quick", "quick")
     if not figures:
         raise SlidesError(f"{notebook.stem} has not run yet; run `make figures` first")
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name in figures:
         if not (pictures / f"{name}.png").exists():
             raise SlidesError(f"{notebook.stem}: {name}.png is missing; run `make figures` first")
-        shutil.copy(pictures / f"{name}.png", folder / "figures")
+        write(folder / "figures" / f"{name}.png", (pictures / f"{name}.png").read_bytes())
     template, told = PAGE.read_text(encoding="utf-8"), partial(story, figures)
     exporter = SlidesExporter(HIDDEN, raw_template=template, preprocessors=[told], exclude_anchor_links=True)
     book = nbformat.read(notebook, as_version=4)

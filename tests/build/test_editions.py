@@ -5,9 +5,11 @@ import re
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from lrp.build import editions
+from lrp.build.editions import cells_of
 from lrp.build.lint import dead_links
 from lrp.teach import course
 
@@ -55,15 +57,11 @@ def small(tmp_path, monkeypatch):
     return paths, tmp_path / "build" / "student"
 
 
-def cells_of(path: Path) -> list[dict]:
-    return json.loads(path.read_text(encoding="utf-8"))["cells"]
-
-
 def test_a_small_edition(small):
     paths, folder = small
-    assert "2 notebooks, 2 exercises, 1 checks" in editions.make(paths, folder)
-    made = json.loads((folder / "notebooks" / "09_small.ipynb").read_text())
-    texts = [editions.source(cell) for cell in made["cells"]]
+    assert "2 notebooks in" in editions.make(paths, folder)
+    made = nbformat.read(folder / "notebooks" / "09_small.ipynb", as_version=4)
+    texts = [cell.source for cell in made.cells]
     assert made["metadata"] == {"kernelspec": {"name": "python3"}}
     assert [cell["id"] for cell in made["cells"]] == [f"c{k}" for k in range(len(CELLS))]
     assert "What is seen" not in texts[0], "a description of what is to be predicted"
@@ -118,7 +116,6 @@ def test_a_fault_is_named(small, cell, text, fault):
 
 
 def test_a_student_notebook_runs_unsolved_and_solved(small, tmp_path, monkeypatch):
-    import nbformat
     from nbclient import NotebookClient
 
     kernels = tmp_path / "jupyter" / "kernels" / "python3"
@@ -155,13 +152,13 @@ def real(tmp_path_factory):
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
 def test_no_word_of_a_solution_is_left(real, path):
     source, made = cells_of(path), (real / "notebooks" / path.name)
-    elsewhere = "\n".join(editions.source(c) for c in source if not editions.tagged(c, "solution"))
-    student = "\n".join(editions.source(c) for c in cells_of(made))
+    elsewhere = "\n".join(c.source for c in source if not editions.tagged(c, "solution"))
+    student = "\n".join(c.source for c in cells_of(made))
     told = [
         line.strip()
         for cell in source
         if editions.tagged(cell, "solution")
-        for line in re.split(r"\n|(?<=\.) ", editions.source(cell))
+        for line in re.split(r"\n|(?<=\.) ", cell.source)
     ]
     own = [line for line in told if len(line) > 12 and line not in elsewhere]
     assert own or not told
@@ -173,7 +170,7 @@ def test_no_word_of_a_solution_is_left(real, path):
 def test_the_real_edition_has_no_dead_link(real):
     for path in real.rglob("*"):
         if path.suffix == ".ipynb":
-            text = "\n".join(editions.source(c) for c in cells_of(path) if c["cell_type"] == "markdown")
+            text = "\n".join(c.source for c in cells_of(path) if c["cell_type"] == "markdown")
             assert dead_links(text, path.parent) == [], path.name
         elif path.suffix == ".md":
             assert dead_links(path.read_text(encoding="utf-8"), path.parent) == [], path.name
@@ -189,7 +186,7 @@ def test_every_stub_is_read_by_a_check(real):
     for path in REAL:
         for cell in cells_of(real / "notebooks" / path.name):
             if cell["cell_type"] == "code" and editions.tagged(cell, "answer"):
-                assert re.fullmatch(r"(\w+ = \.\.\.  # your answer\n?)+|# your code", editions.source(cell))
+                assert re.fullmatch(r"(\w+ = \.\.\.  # your answer\n?)+|# your code", cell.source)
 
 
 def test_teaching_notes_have_the_times_of_today():
@@ -204,9 +201,10 @@ def test_teaching_notes_have_the_times_of_today():
 
 
 def test_minutes():
-    cells = notebook([("markdown", "word " * 1000, None), ("code", "x = 1\n\n" * 75, None)])["cells"]
-    assert editions.minutes(cells) == {"reading": 5, "code": 5, "lecture": 0, "exercises": 0}
-    assert editions.minutes(notebook(CELLS)["cells"])["exercises"] == 55
+    cells = [("markdown", "word " * 1000, None), ("code", "x = 1\n\n" * 75, None)]
+    now = editions.minutes(nbformat.from_dict(notebook(cells)).cells)
+    assert now == {"reading": 5, "code": 5, "lecture": 0, "exercises": 0}
+    assert editions.minutes(nbformat.from_dict(notebook(CELLS)).cells)["exercises"] == 55
 
 
 def test_the_course_is_read_within_three_hours():

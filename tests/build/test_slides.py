@@ -159,6 +159,6 @@ def test_faults_say_what_to_run(small, capsys):
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(slides.LIBRARIES, "reveal", ("no_such_package", "", ()))
+    monkeypatch.setattr(slides, "LIBRARIES", [("no_such_package", "a.js")])
     with pytest.raises(slides.SlidesError, match="no-such-package is not installed"):
         slides.copy_libraries(tmp_path)

@@ -1,6 +1,5 @@
 """Self-checks: what they say to right, wrong, missing and odd answers; and the exercises of the notebooks."""
 
-import json
 import re
 from pathlib import Path
 
@@ -98,7 +97,7 @@ def test_the_same_answer_to_two_exercises_has_two_digests():
 
 def exercises(path: Path) -> list[dict]:
     """Return the cells of the section of exercises."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = editions.cells_of(path)
     begin, end = (next(i for i, c in enumerate(cells) if c["id"] == name) for name in ("exercises", "references"))
     return cells[begin:end]
 
@@ -106,7 +105,7 @@ def exercises(path: Path) -> list[dict]:
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
 def test_the_exercises_of_a_notebook(path):
     cells, number = exercises(path), int(path.stem[:2])
-    asked = [editions.source(c) for c in cells if editions.source(c).startswith("**Exercise")]
+    asked = [c.source for c in cells if c.source.startswith("**Exercise")]
     assert 3 <= len(asked) <= 5
     for k, text in enumerate(asked, start=1):
         assert re.match(rf"\*\*Exercise {number}\.{k}\*\* ★{{1,3}} ", text)
@@ -120,7 +119,7 @@ def test_the_exercises_of_a_notebook(path):
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
 def test_an_answer_has_a_name_of_its_own(path):
     """A stub must not overwrite, nor a missing answer be hidden by, what the notebook has bound before."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = editions.cells_of(path)
     for home, names in editions.answers(cells).items():
-        before = set().union(*(editions.bound(editions.source(c)) for c in cells[:home] if c["cell_type"] == "code"))
+        before = set().union(*(editions.bound(c.source) for c in cells[:home] if c["cell_type"] == "code"))
         assert not before & set(names)
