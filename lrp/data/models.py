@@ -271,3 +271,17 @@ def found(names, device="cpu"):
             yield name, load(name, device)
         except DataError as error:
             print(f"skipped {name}: {error}")
+
+
+def calibrated(name: str, x: torch.Tensor) -> nn.Module:
+    """torchvision's classifier with random weights, its BatchNorms calibrated on x: sane activations, no denormals."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(name, weights=None).to(x.device)
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.momentum = None
+            norm.reset_running_stats()
+        with torch.no_grad():
+            model.train()(x)
+    return model.eval()

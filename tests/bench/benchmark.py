@@ -12,7 +12,6 @@ import copy
 import json
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from itertools import accumulate
@@ -25,9 +24,9 @@ from torch import nn
 from tqdm import tqdm
 
 from lrp import composites
-from lrp.engine import LRP
 from lrp.data.models import calibrated
-from lrp.evaluate.cost import quickest, seconds
+from lrp.engine import LRP
+from lrp.evaluate.cost import seconds
 from lrp.teach.figures import STYLE
 
 from .benchmark_report import as_markdown, growth_picture, picture, rounded

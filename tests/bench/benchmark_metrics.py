@@ -21,9 +21,11 @@ from tqdm import tqdm
 
 from lrp.data import models
 from lrp.data.datasets import SCENE, scenes
+from lrp.data.models import calibrated
 from lrp.evaluate import insertion
+from lrp.evaluate.cost import seconds
 
-from .benchmark import images, memory_policy, network, seconds
+from .benchmark import images, memory_policy
 from .benchmark_report import rounded
 from .coverage import version
 
@@ -45,7 +47,7 @@ def setting(name: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
         black, _ = SCENE.bounds()
     else:
         x = images(n, side, "cpu")
-        model, black = network(name, x), torch.full((1, 3, 1, 1), float(x.min()))
+        model, black = calibrated(name, x), torch.full((1, 3, 1, 1), float(x.min()))
     maps = torch.randperm(n * side**2, generator=torch.Generator().manual_seed(1)).view(n, side, side)
     return model, x, maps.float(), black
 
