@@ -3,12 +3,12 @@
 A condition is the kind of a node ("convolution", "dense", "batchnorm", "average"; see `lrp.kinds`), "first"
 (the convolutions and dense layers nearest to the input), "any", or a function of the node that says yes or no.
 
-    >>> print(EpsilonPlus(bias="exclude"))
-    EpsilonPlus(bias='exclude')
-      dense        Epsilon(epsilon=1e-06, relative=True)
-      any          ZPlus()
-      addition     Ratio()
-      lrn          Pass()
+>>> print(EpsilonPlus(bias="exclude"))
+EpsilonPlus(bias='exclude')
+  dense        Epsilon(epsilon=1e-06, relative=True)
+  any          ZPlus()
+  addition     Ratio()
+  lrn          Pass()
 
 Presets are named as in the field. Edit one by overriding modules by name,
 `EpsilonPlus(overrides={"features.0": rules.ZBox(low, high)})`, or by changing its list `rules`.

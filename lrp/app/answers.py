@@ -28,7 +28,7 @@ from ..rules import ZPlus
 from ..seeds import Logit, UnitContrast
 from ..teach.figures import STYLE, WIDTH, colorbar, show_image, show_relevance
 from ..teach.records import write
-from .command_line import COMPOSITES
+from . import COMPOSITES
 from .from_files import OptionError, Preparation, class_names, device, find_class, network
 
 BOXED = ("epsilon-gamma-box", "relevance-splitting")  # composites that ask for the bounds of the input

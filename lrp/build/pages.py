@@ -170,7 +170,10 @@ def coverage() -> str:
     balanced = re.search(r"\*\*Balanced: (\d+) of", text)
     if not (ours and peers and balanced):
         return ""
-    rows = [("relevance conserved", ours[1], *peers.groups()), ("books balance, biases and all", balanced[1], "–", "–")]
+    rows = [
+        ("relevance conserved", ours[1], *peers.groups()),
+        ("ledger balances, biases and all", balanced[1], "–", "–"),
+    ]
     return table((f"of {ours[2]} convolutional classifiers of torchvision", "lrp", "zennit", "captum"), rows)
 
 

@@ -75,7 +75,9 @@ def test_tables_and_links_are_written_and_written_once(repository):
         "| [02_lrn](notebooks/02_lrn.ipynb) | What? | Binder 2016 | [2](figures/README.md) | about a minute |" in readme
     )
     assert "2 claims in the quick profile: 1 reproduced, 0 not reproduced, 1 not decided" in readme
-    assert "| relevance conserved | 8 | 4 | 2 |" in readme and "| books balance, biases and all | 9 | – | – |" in readme
+    assert (
+        "| relevance conserved | 8 | 4 | 2 |" in readme and "| ledger balances, biases and all | 9 | – | – |" in readme
+    )
     assert "| cost in gradients | vgg16 | resnet50 |" in readme and "| Epsilon | 2.00 | – |" in readme
     assert "ten targets" not in readme and readme.endswith("kept\n")
     before = {path: path.read_bytes() for path in repository.root.rglob("*.*")}
