@@ -219,7 +219,7 @@ class RuledLocal(Ruled):
 
     def forward(self, values):
         local, node = Local(self.plan, self.node), self.node
-        value = local.forward(values)
+        self.sources, value = local.sources, local.forward(values)
         held = {n: values[n] for n in self.plan.graph.reads[node]}
         xs = [held[n] for n in self.sources]
 

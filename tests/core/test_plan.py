@@ -161,3 +161,11 @@ def test_a_function_named_like_a_relu_is_not_overwritten():
 def test_an_unknown_operation_is_refused_before_anything_runs():
     with pytest.raises(UnsupportedOperation, match=r"node `erf` calls erf, which has no rule: pass overrides="):
         LRP(Net(lambda m, x: m.a(torch.erf(x)), a=nn.Linear(2, 2)).eval())
+
+
+def test_an_unknown_function_may_read_its_input_twice():
+    """hypot(x, x) = sqrt(2) |x| is linear where x keeps its sign: with the epsilon rule it hands on what it gets."""
+    model = Net(lambda m, x: m.a(torch.hypot(x, x)), a=nn.Linear(3, 2, bias=False)).double().eval()
+    x = torch.randn(2, 3).double()
+    R = LRP(model, composites.Epsilon(overrides={"hypot": rules.Epsilon()})).attribute(x, 1)
+    assert torch.allclose(R, 2**0.5 * x.abs() * model.a.weight[1], rtol=1e-4)
