@@ -49,9 +49,11 @@ class LRP:
 
     def __init__(self, model: nn.Module, composite: Composite | None = None, *, plan: Plan | None = None):
         self.model = model
-        self.composite = composite or (plan.composite if plan else EpsilonPlus())
+        self.composite = composite or getattr(plan, "composite", None) or EpsilonPlus()
         if not isinstance(self.composite, Composite):
             raise LRPError(f"{self.composite!r} is no composite: make one, as in lrp.composites.EpsilonPlus()")
+        if plan and not isinstance(plan, Plan):
+            raise LRPError(f"{plan!r} is no plan: take that of another explainer, as in LRP(model, plan=first.plan)")
         if plan and plan.composite is not self.composite:
             raise LRPError("this plan has a composite of its own: leave the argument `composite` out")
         checks.mode(model)

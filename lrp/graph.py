@@ -57,8 +57,9 @@ class Node:
         return tuple(dict.fromkeys(self.inputs))
 
     def run(self, values: dict["Node", object]) -> object:
-        """The node's value from those of the nodes before it."""
-        return self.call(*fill(self.args, values), **fill(self.kwargs, values))
+        """The node's value from those of the nodes before it, through the BatchNorm folded into it if there is one."""
+        value = self.call(*fill(self.args, values), **fill(self.kwargs, values))
+        return value if self.norm is None else self.norm(value)
 
     def layer(self, values: dict["Node", object]) -> object:
         """The node's module, or what stands for it where it is a functional call: the arguments as attributes."""

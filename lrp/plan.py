@@ -49,7 +49,7 @@ def choose(node: Node, rule: Rule) -> type[steps.Step]:
     if isinstance(rule, Pass | Told):
         return steps.Through if isinstance(rule, Pass) else steps.Say
     if isinstance(rule, Adjoint):
-        return at.adjoint
+        return rule.step or at.adjoint
     if at.shares:
         return steps.Ruled if at.adjoint is steps.Linear else steps.RuledLocal
     raise LRPError(f"node `{node.name}` ({node.kind}) hands relevance on as it is; {rule!r} has no meaning there")
@@ -59,14 +59,17 @@ def add_kind(kind: str, step: type[steps.Step], names: str = "", modules: Iterab
     """Teach the package a kind of node, from the next capture on: `step` stands at torch functions of these names
     (separated by spaces) and at modules of these types.
 
-    Raises TypeError for a step without `back`, ValueError for a kind that exists.
+    Raises TypeError for a step without `back`, ValueError for a kind or a function that is taken.
     """
     if not (isinstance(step, type) and issubclass(step, steps.Step)) or step.back is steps.Step.back:
         raise TypeError(f"{step!r} is no step: derive a class from lrp.steps.Step and define back(self, R, last)")
-    if kind in AT or kind == v.CONSTANT:
-        raise ValueError(f"there is a kind {kind!r} already: give the new one another name")
+    words, modules = str(names).split(), tuple(modules)
+    if not (isinstance(kind, str) and isinstance(names, str) and all(isinstance(m, type) for m in modules)):
+        raise TypeError("kind is a word, names are words in one string, and modules are classes of modules")
+    if taken := {kind} & {*AT, v.CONSTANT, v.INPUT, "any", "first"} or set(words) & v.KIND_OF_NAME.keys():
+        raise ValueError(f"{', '.join(sorted(taken))}: there is such a kind already, or a kind of such functions")
     AT[kind] = At(Own(kind), step, step)
-    v.KIND_OF_NAME.update(dict.fromkeys(names.split(), kind))
+    v.KIND_OF_NAME.update(dict.fromkeys(words, kind))
     v.REGISTERED.update(dict.fromkeys(modules, kind))
 
 

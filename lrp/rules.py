@@ -311,10 +311,10 @@ class Own(Rule):
 class Adjoint(Rule):
     """The vector-Jacobian product, R_i = sum_j (d y_j / d x_i) R_j: at every node, and from 1, the gradient.
 
-    A subclass may define `factor(layer, x)`, shaped like x: the node then counts as y = factor x.
+    A subclass may name a `step` of its own (`lrp.steps`), for nodes whose Jacobian has a short form.
     """
 
-    factor = None
+    step = None
 
 
 Symmetric = Flat

@@ -58,8 +58,10 @@ class Step:
 
     @staticmethod
     def reached(node: Node) -> Iterable[Node]:
-        """The inputs that relevance can reach from this node."""
-        return node.inputs
+        """The inputs that relevance can reach from this node; of a product, the signal, where the graph tells it."""
+        if node.kind != v.PRODUCT:
+            return node.inputs
+        return () if node.gate is None else node.inputs[1 - node.gate : 2 - node.gate]
 
 
 class Through(Step):
@@ -98,11 +100,7 @@ class Local(Step):
     def forward(self, values):
         leaves = {n: values[n].detach().requires_grad_() for n in self.sources}
         with torch.enable_grad():
-            if getattr(self.rule, "factor", None) is None:
-                self.y = self.node.run({**values, **leaves})
-            else:
-                (x,) = leaves.values()
-                self.y = x * self.rule.factor(self.node.layer(values), x.detach())
+            self.y = self.node.run({**values, **leaves})
         self.leaves = list(leaves.values())
         return self.y.detach()
 
@@ -221,10 +219,10 @@ class RuledLocal(Ruled):
         local, node = Local(self.plan, self.node), self.node
         self.sources, value = local.sources, local.forward(values)
         held = {n: values[n] for n in self.plan.graph.reads[node]}
-        xs = [held[n] for n in self.sources]
+        xs, sources = [held[n] for n in self.sources], self.sources
 
-        def call(xs: list[Tensor]) -> Tensor:
-            return node.run(held | dict(zip(self.sources, xs, strict=True)))
+        def call(xs: list[Tensor]) -> Tensor:  # it must not know this step: in a circle, memory would wait to be found
+            return node.run(held | dict(zip(sources, xs, strict=True)))
 
         self.operator = Averaging(call, local.transpose, xs[0])
         (self.w, self.b), self.parts = self.operator.weights(), {}
@@ -245,10 +243,6 @@ class Gate(Step):
             return Shares([reduce_to(R / 2, a), reduce_to(R / 2, b)])
         signal = reduce_to(R, self.likes[1 - gate])
         return Shares([None, signal] if gate == 0 else [signal, None])
-
-    @staticmethod
-    def reached(node):
-        return () if node.gate is None else node.inputs[1 - node.gate : 2 - node.gate]
 
 
 class Say(Step):

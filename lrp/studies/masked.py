@@ -25,8 +25,9 @@ from ..composites import Composite
 from ..errors import UnsupportedOperation
 from ..graph import Graph, Node
 from ..plan import Plan
+from ..propagate import Shares
 from ..rules import Adjoint
-from ..steps import no_rule
+from ..steps import Step, no_rule
 from ..walk import forward
 from .lrn import denominators
 
@@ -75,24 +76,50 @@ def require_piecewise_linear(graph: Graph, freeze_lrn: bool = False) -> None:
         )
 
 
-class FrozenLRN(Adjoint):
-    """Local response normalisation with its denominators at x as constants: y = f x."""
+class Slope(Step):
+    """A factor f for each unit: the slope of an activation at x, or one over the denominators of an LRN."""
 
-    at = (v.LRN,)
+    def forward(self, values):
+        (source,) = self.sources
+        x = values[source]
+        if self.node.kind == v.LRN:
+            factor = 1 / denominators(self.node.layer(values), x)
+            y = x * factor
+        else:
+            leaf = x.detach().requires_grad_()
+            with torch.enable_grad():
+                y = self.node.run({**values, source: leaf})
+            factor, y = torch.autograd.grad(y, leaf, torch.ones_like(y))[0], y.detach()
+        offset = y - factor * x
+        self.offset = offset if offset.any() else None
+        self.gates = bool(((factor == 0) | (factor == 1)).all())  # then a mask of bits takes less memory
+        self.factor = factor.bool() if self.gates else factor
+        return y
 
-    def factor(self, layer, x):
-        """f, shaped like x."""
-        return 1 / denominators(layer, x)
+    def back(self, R, last=True):
+        return Shares([torch.where(self.factor, R, 0) if self.gates else R * self.factor])
+
+    def forth(self, ts):
+        return self.back(ts[0]).relevance[0]
+
+    def constant(self, R):
+        return None if self.offset is None else (R * self.offset).flatten(2).sum(2)
+
+
+class Sloped(Adjoint):
+    """The adjoint of an activation, or of an LRN with its denominators at x as constants."""
+
+    at, step = (v.ACTIVATION, v.LRN), Slope
 
 
 class Gradients(Composite):
     """The vector-Jacobian product at every node: the walk back is backpropagation."""
 
     def __init__(self):
-        super().__init__([("any", Adjoint())], addition=Adjoint(), lrn=FrozenLRN())
+        super().__init__([("any", Adjoint())], addition=Adjoint(), lrn=Sloped())
 
     def rule(self, node, first):
-        return super().rule(node, first) or Adjoint()
+        return Sloped() if node.kind == v.ACTIVATION else super().rule(node, first) or Adjoint()
 
 
 # ---------------------------------------------------------------- the network

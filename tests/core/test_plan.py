@@ -1,5 +1,7 @@
 """Plan and steps: which step at which node, kinds of one's own, and one walk for relevance and for gradients."""
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,8 +118,13 @@ def test_kinds_that_cannot_be(own_kinds):
         plan.add_kind("odd", Forgetful)
     with pytest.raises(TypeError, match="is no step"):
         plan.add_kind("odd", "back")
-    with pytest.raises(ValueError, match="there is a kind 'dense' already: give the new one another name"):
-        plan.add_kind("dense", steps.Local)
+    for kind, names in (("dense", ""), ("first", ""), ("input", ""), ("odd", "erf relu")):
+        with pytest.raises(ValueError, match="there is such a kind already, or a kind of such functions"):
+            plan.add_kind(kind, steps.Local, names)
+    for wrong in ({"names": ["erf"]}, {"modules": [nn.ReLU()]}):
+        with pytest.raises(TypeError, match="names are words in one string, and modules are classes"):
+            plan.add_kind("odd", steps.Local, **wrong)
+    assert "odd" not in plan.AT and "erf" not in kinds.KIND_OF_NAME, "a call that fails leaves nothing behind"
     plan.AT["activation"] = plan.At(rules.Own("activation"), Forgetful, steps.Local)
     with pytest.raises(LRPError, match=r"the step Forgetful at `stem.2` has no `back`"):
         LRP(Small().eval())
@@ -136,6 +143,8 @@ def test_a_plan_is_shared_by_explainers_of_its_model_and_refused_to_others():
         second.attribute(x, 1)
     with pytest.raises(LRPError, match="has a composite of its own"):
         LRP(model, composites.Epsilon(), plan=first.plan)
+    with pytest.raises(LRPError, match="'x' is no plan"):
+        LRP(model, plan="x")
 
 
 def test_a_function_named_like_a_relu_is_not_overwritten():
@@ -169,3 +178,39 @@ def test_an_unknown_function_may_read_its_input_twice():
     x = torch.randn(2, 3).double()
     R = LRP(model, composites.Epsilon(overrides={"hypot": rules.Epsilon()})).attribute(x, 1)
     assert torch.allclose(R, 2**0.5 * x.abs() * model.a.weight[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("overrides", [{"0": rules.Pass()}, {"1": rules.Pass()}])
+def test_relevance_may_pass_a_layer_into_which_a_norm_is_folded(overrides):
+    """The node's value is that of layer and BatchNorm, whatever its rule; by the layer's name or the norm's."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
+    model(torch.randn(8, 3, 4, 4) + 1)
+    model.double().eval()
+    x = torch.randn(2, 3, 4, 4).double()
+    e = LRP(model, composites.Epsilon(overrides=overrides)).explain(x, 0, layers=["2"])
+    assert torch.allclose(e.output, model(x)) and torch.equal(e.relevance, e.layers["2"])
+
+
+def test_a_product_that_passes_relevance_does_not_ask_its_gate():
+    model = Net(lambda m, x: m.c(x) * torch.softmax(m.d(x), 1), c=nn.Linear(3, 2), d=nn.Linear(3, 2)).double().eval()
+    x = torch.randn(2, 3).double()
+    passed = LRP(model, composites.Epsilon(overrides={"mul": rules.Pass()})).attribute(x, 1)
+    assert torch.equal(passed, LRP(model, composites.Epsilon()).attribute(x, 1))
+
+
+def test_memory_is_free_without_the_garbage_collector():
+    """No step stands in a circle of references: what an explanation held goes with it."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(2),
+                          nn.Flatten(), nn.Linear(16, 3)).double().eval()  # fmt: skip
+    x = torch.randn(2, 3, 8, 8).double()
+    explainer = LRP(model, composites.EpsilonGammaBox(-5.0, 5.0))
+    explainer.attribute(x, 0)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+        for _ in range(5):
+            explainer.attribute(x, 0)
+        assert sum(isinstance(o, torch.Tensor) for o in gc.get_objects()) <= before
+    finally:
+        gc.enable()
