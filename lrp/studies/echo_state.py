@@ -176,8 +176,8 @@ class EchoStateNetwork(nn.Module):
     def sided(self) -> "EchoStateNetwork":
         """A copy with two classes for the two signs of a single score: its scores are (-y, y).
 
-        Its predicted class is the sign of y, and relevance starts as |y| at sign(y) W_out, so that rules among positive
-        contributions treat both signs alike. Raises LRPError for several scores.
+        Its predicted class is the sign of y, and relevance starts as `|y|` at sign(y) W_out, so that rules among
+        positive contributions treat both signs alike. Raises LRPError for several scores.
         """
         if self.outputs != 1:
             raise LRPError(f"only a single score has two sides; this network has {self.outputs}")
