@@ -333,3 +333,11 @@ def test_real_networks_on_real_images(name, photos):
     ]
     assert row.low < PUBLISHED[name] < row.high, row.to_string()
     assert np.isfinite(row.confidence)
+
+
+def test_networks_are_calibrated_and_leave_the_random_state_alone():
+    state, x = torch.get_rng_state(), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model = models.calibrated("mobilenet_v2", x)
+    assert torch.equal(torch.get_rng_state(), state) and not model.training
+    features = model.features(x)
+    assert 1e-2 < float(features.detach().abs().mean()) < 1e2
