@@ -108,7 +108,7 @@ def is_inplace(target) -> bool:
 
 
 def _plain(name: str) -> str:
-    """relu_ -> relu, iadd -> add; other names as they are."""
+    """`relu_` becomes `relu`, `iadd` becomes `add`; other names stay."""
     return name[:-1] if name.endswith("_") and not name.endswith("__") else _INPLACE.get(name, name)
 
 
