@@ -1,4 +1,4 @@
-"""One node, forward and back. The only file that asks which kind a node is of.
+"""One node, forward and back: with the table of kinds in `lrp.plan`, the place that asks which kind a node is of.
 
 A step stands at one node, for one input x. `forward` computes the node's value, and holds what the way back will need;
 `back` hands the relevance of the value, R (T, N, ...), down to the node's sources. Steps that are linear at x have two
