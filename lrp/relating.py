@@ -1,0 +1,81 @@
+"""What a node is, seen from its inputs: summands and factors, gates and pieces, and whether a value can be negative."""
+
+from . import kinds as v
+from .graph import Node, references
+
+
+def related(node: Node) -> Node:
+    """The node with its inputs, and the kind that follows from them."""
+    node.inputs = tuple(n for n in references((node.args, node.kwargs)) if n.carries)
+    if not node.inputs:
+        node.kind = v.CONSTANT
+    elif node.kind == v.ADD:
+        _summands(node)
+    elif node.kind == v.PRODUCT:
+        _factors(node)
+    elif node.kind in (*v.WEIGHTED, v.BATCHNORM) and node.inputs != (first(node),):
+        node.kind = v.UNKNOWN  # a kernel computed from the input
+    elif node.op in v.PIECEWISE:
+        node.kind = v.PIECES
+    elif node.op == "getitem" and node.inputs[0].kind == v.PIECES:
+        _piece(node)
+    return node
+
+
+def first(node):
+    """The first argument of a node (or of an fx node), given by position or by keyword."""
+    return next(iter((*node.args, *node.kwargs.values())), None)
+
+
+def _summands(node: Node) -> None:
+    """Signs of the summands; those that do not depend on the input are constants, that is, a bias."""
+    a, b = (*node.args, *(k for name, k in node.kwargs.items() if name != "alpha"))
+    alpha = node.kwargs.get("alpha", 1.0)  # torch.add(a, b, alpha=alpha) is a + alpha b
+    signs = {"sub": (1.0, -alpha), "subtract": (1.0, -alpha), "rsub": (-alpha, 1.0)}.get(node.op, (1.0, alpha))
+    terms = [(sign, term, isinstance(term, Node) and term.carries) for sign, term in zip(signs, (a, b), strict=True)]
+    node.signs = tuple(float(sign) for sign, _, carries in terms if carries)
+    node.constants = tuple((sign, term) for sign, term, carries in terms if not carries)
+
+
+def _factors(node: Node) -> None:
+    """Times a constant is a scale; of two factors that carry, the one that a sigmoid or softmax made is the gate."""
+    divides = node.op in v.DIVISIONS
+    if len(node.inputs) == 1:  # c / x is no scale of x
+        node.kind = v.UNKNOWN if divides and node.inputs[0] is not first(node) else v.SCALE
+    elif divides:
+        node.gate = 1
+    else:
+        gates = [_is_gate(factor) for factor in node.inputs]
+        node.gate = gates.index(True) if sum(gates) == 1 else None
+
+
+def _is_gate(node: Node) -> bool:
+    """Was the node made by a sigmoid or softmax, perhaps with views, copies or dropout after it?"""
+    while (node.kind == v.REARRANGE and len(node.inputs) == 1) or _copies(node):
+        node = node.inputs[0]
+    return node.op in v.GATES and (node.kind == v.ACTIVATION or node.op == "softmax")
+
+
+def _copies(node: Node) -> bool:
+    return node.kind == v.ACTIVATION and node.op in v.KEEPS_SIGN_NAMES
+
+
+def _piece(node: Node) -> None:
+    """Make x.chunk(2)[1] one node that reads x, so that no node with several values lies on the way back.
+
+    A slice, x.chunk(3)[:2], still is several tensors. The node of `chunk` itself falls out if nothing else reads it.
+    """
+    pieces, index = node.inputs[0], node.args[1]
+    node.kind = v.PIECES if isinstance(index, slice) else node.kind
+    node.call = lambda *args, **kwargs: pieces.call(*args, **kwargs)[index]
+    node.args, node.kwargs, node.inputs = pieces.args, pieces.kwargs, pieces.inputs
+
+
+def nonnegative(node: Node) -> bool:
+    """Is the value known to be >= 0, from the operation and what is known of its inputs?"""
+    if node.kind == v.ACTIVATION and node.op in v.NONNEGATIVE:
+        return True
+    below = bool(node.inputs) and all(i.nonnegative for i in node.inputs)
+    if node.kind == v.ADD:
+        return below and not node.constants and min(node.signs) > 0
+    return below and ((node.kind in v.KEEPS_SIGN and node.op not in v.LOSES_SIGN_NAMES) or _copies(node))
