@@ -32,6 +32,17 @@ def same_model(planned: nn.Module, model: nn.Module) -> None:
         )
 
 
+def inputs(xs: tuple[Tensor, ...], model: nn.Module) -> None:
+    """Raise InputError unless these are batches of as many samples; those that hold no floats are constants."""
+    if not xs:
+        raise InputError("the tuple of inputs is empty")
+    floats = [x for x in xs if not (len(xs) > 1 and isinstance(x, Tensor) and not x.is_floating_point())]
+    for x in floats or xs:
+        tensor(x, model)
+    if len({len(x) for x in xs if x.dim()}) > 1:
+        raise InputError(f"the inputs hold different numbers of samples: shapes {[tuple(x.shape) for x in xs]}")
+
+
 def tensor(x: Tensor, model: nn.Module) -> None:
     """Raise InputError unless x is a finite, non-empty batch in the model's dtype and on its device."""
     if not isinstance(x, Tensor):
@@ -72,14 +83,20 @@ def finite_weights(model: nn.Module) -> None:
         _finite(t, f"`{name}` of {type(model).__name__}", ": load sound weights")
 
 
-def run(model: nn.Module, x: Tensor) -> Tensor:
+def kind(xs: tuple[Tensor, ...]) -> tuple:
+    """What a plan is checked for: shapes but for the number of samples, dtypes and devices."""
+    return tuple((tuple(x.shape[1:]), x.dtype, x.device) for x in xs)
+
+
+def run(model: nn.Module, xs: tuple[Tensor, ...]) -> Tensor:
     """The model's own output; what it cannot take becomes an InputError."""
     try:
-        output = model(x.clone())
+        output = model(*(x.clone() for x in xs))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise InputError(f"{type(model).__name__} cannot take an input of shape {tuple(x.shape)}: {error}") from error
+        shapes = ", ".join(str(tuple(x.shape)) for x in xs)
+        raise InputError(f"{type(model).__name__} cannot take an input of shape {shapes}: {error}") from error
     if not isinstance(output, Tensor):
         raise several(model, output)
     return output

@@ -16,11 +16,11 @@ from . import checks, seeds
 from .composites import Composite, EpsilonPlus
 from .errors import LRPError
 from .explanation import Explanation
-from .graph import Node
+from .graph import Graph, Node
 from .plan import Plan
+from .plans import Plans
 from .propagate import total
 from .seeds import Seed
-from .tracing import capture
 from .walk import back, forward
 
 Target = int | Tensor | None
@@ -57,9 +57,10 @@ class LRP:
         if plan and plan.composite is not self.composite:
             raise LRPError("this plan has a composite of its own: leave the argument `composite` out")
         checks.mode(model)
-        self.plan = plan or Plan(capture(model, self.composite.fold_batchnorm), self.composite)
-        checks.same_model(self.plan.graph.model, model)
+        self.plans = plan.home if plan else Plans(model, self.composite)
+        checks.same_model(self.plans.model, model)
 
+    plan = property(lambda self: self.plans.current, doc="Which rule and step at which node, for the last input.")
     graph = property(lambda self: self.plan.graph, doc="The network as nodes.")
     rules = property(lambda self: self.plan.rules, doc="The rule of every node.")
     forward_func = property(lambda self: self.model, doc="The model, under the name captum uses.")
@@ -72,10 +73,8 @@ class LRP:
     def attribute(self, x: Tensor, target=None, seed: Seed | Tensor | None = None, start: str | None = None) -> Tensor:
         """Relevance of every input value: a tensor shaped like x, or (T, N, ...) for a list of T targets.
 
-        captum's calling convention; see `explain` for the arguments. A tuple with one tensor gives one back.
+        captum's calling convention; see `explain` for the arguments. A tuple of inputs gives a tuple back.
         """
-        if isinstance(x, tuple) and len(x) == 1:
-            return (self.explain(x[0], target, seed, start=start).relevance,)
         return self.explain(x, target, seed, start=start).relevance
 
     @torch.no_grad()
@@ -90,7 +89,9 @@ class LRP:
         """Relevance of x with its output, its ledger and, on demand, the relevance at named modules.
 
         Args:
-            x: input (N, ...), in the model's dtype and on its device.
+            x: input (N, ...), in the model's dtype and on its device; a tuple for a model of several inputs, whose
+                relevance is a tuple, too. Inputs that hold no floats (masks, indices) are constants: their relevance
+                is zero, and what they keep stands as bias in the row of the node that reads them.
             target: None for the predicted class, an int for all samples, a LongTensor (N,) for one class per
                 sample, or a list of T of these: T targets from one forward pass.
             seed: where relevance starts (default `seeds.Logit()`), or a tensor shaped like the output (N, K),
@@ -102,48 +103,57 @@ class LRP:
 
         Raises InputError, TargetError or UnsupportedOperation, each naming the thing and the way out.
         """
-        end, wanted = self._check(x, layers, start)
-        with _exact(x) as x:
-            plan = self.plan.ready(x, self.model)
-            run = forward(plan, x, end)
+        xs = x if isinstance(x, tuple) else (x,)
+        checks.mode(self.model)
+        checks.same_model(self.plans.model, self.model)
+        checks.inputs(xs, self.model)
+        with _exact(xs) as xs:
+            plan = self.plans.ready(xs)
+            end, wanted = self._named(plan.graph, layers, start)
+            run = forward(plan, xs, end)
             begin = seeds.begin(run.output, target, seed, self.model, start)
             contrast = plan.graph.feeding(end) if begin.opposite else set()
             found = back(run, begin.R, set(wanted.values()), contrast)
-        return self._account(begin, run.output, found, wanted, x.dtype)
+        e = self._account(begin, run.output, found, wanted)
+        if not isinstance(x, tuple):
+            e.relevance = e.relevance[0]
+        return e
 
-    def _check(self, x: Tensor, layers: Sequence[str], start: str | None) -> tuple[Node, dict[str, Node]]:
+    @staticmethod
+    def _named(graph: Graph, layers: Sequence[str], start: str | None) -> tuple[Node, dict[str, Node]]:
         """The node where relevance starts, and those whose relevance is wanted."""
-        checks.mode(self.model)
-        checks.tensor(x, self.model)
         names = [layers] if isinstance(layers, str) else layers
-        end = self.graph.output if start is None else self.graph.find(start)
-        return end, {name: self.graph.find(name) for name in names}
+        end = graph.output if start is None else graph.find(start)
+        return end, {name: graph.find(name) for name in names}
 
-    def _account(self, begin, output: Tensor, found, wanted: dict[str, Node], dtype: torch.dtype) -> Explanation:
-        """The explanation, audited."""
+    def _account(self, begin, output: Tensor, found, wanted: dict[str, Node]) -> Explanation:
+        """The explanation, audited; its relevance is a tuple, one for each input."""
         started = total(begin.R)
         e = Explanation(
-            relevance=begin.finish(found.relevance),
+            relevance=tuple(map(begin.finish, found.relevance)),
             output=output,
             target=begin.target,
             layers={name: found.layers[node] for name, node in wanted.items() if node in found.layers},
             rows=found.rows,
             seed=started * 0 if begin.opposite else started,  # a contrast takes away as much as it gives
-            received=total(found.relevance),
+            received=sum(map(total, found.relevance)),
             magnitude=total(begin.R.abs()),
         )
-        e.audit(dtype)
+        e.audit(output.dtype)
         if begin.single:
-            e.relevance, e.layers = e.relevance[0], {name: layer[0] for name, layer in e.layers.items()}
+            e.relevance, e.layers = (
+                tuple(R[0] for R in e.relevance),
+                {name: layer[0] for name, layer in e.layers.items()},
+            )
         return e
 
 
 @contextmanager
-def _exact(x: Tensor) -> Iterator[Tensor]:
-    """The input as an ordinary tensor, and arithmetic in which shares add up: no inference mode, no TF32."""
-    x = x.clone() if x.is_inference() else x
-    with torch.inference_mode(False), torch.no_grad(), full_precision(x):
-        yield x
+def _exact(xs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    """The inputs as ordinary tensors, and arithmetic in which shares add up: no inference mode, no TF32."""
+    xs = tuple(x.clone() if x.is_inference() else x for x in xs)
+    with torch.inference_mode(False), torch.no_grad(), full_precision(xs[0]):
+        yield xs
 
 
 def full_precision(x: Tensor):

@@ -14,6 +14,10 @@ class CaptureError(LRPError):
     """The model could not be turned into a graph that reproduces its output."""
 
 
+class NeedsExample(CaptureError):
+    """The model could not be traced without an input at hand."""
+
+
 class UnsupportedOperation(LRPError):
     """Relevance reached an operation for which no rule is known."""
 

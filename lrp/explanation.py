@@ -56,7 +56,7 @@ class Explanation:
     """Relevance of the input and the account of it.
 
     Attributes:
-        relevance: shaped like x, (N, ...); with T targets (T, N, ...).
+        relevance: shaped like x, (N, ...); with T targets (T, N, ...). A tuple where the inputs were a tuple.
         output: the network's output (N, K), or that of the module at which relevance started.
         target: the classes that were explained, (N,) or (T, N); None where a tensor was the seed or a unit in space.
         layers: {name: relevance at the output of that module}, (N, ...) or (T, N, ...).
@@ -66,7 +66,7 @@ class Explanation:
         magnitude: sum of `|relevance|` at the start, the yardstick for what is lost, (T, N).
     """
 
-    relevance: Tensor
+    relevance: Tensor | tuple[Tensor, ...]
     output: Tensor
     target: Tensor | None
     layers: dict[str, Tensor] = field(default_factory=dict)
@@ -138,7 +138,8 @@ class Explanation:
     def audit(self, dtype: torch.dtype) -> None:
         """Raise LRPError for a result that is not finite; warn where the ledger does not balance."""
         imbalance = self.imbalance
-        if not (torch.isfinite(self.relevance).all() and math.isfinite(imbalance)):
+        maps = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
+        if not (all(bool(torch.isfinite(R).all()) for R in maps) and math.isfinite(imbalance)):
             first = next((row.name for row in self.rows if not row.finite), "input")
             wider = torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
             raise LRPError(
@@ -162,8 +163,9 @@ class Explanation:
     def __repr__(self):
         t = self.totals
         share = "" if not t["seed"] else f" ({100 * t['input'] / t['seed']:.1f} % of the seed)"
+        maps = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
         lines = [
-            f"Explanation of {tuple(self.relevance.shape)}, output {tuple(self.output.shape)}",
+            f"Explanation of {', '.join(str(tuple(R.shape)) for R in maps)}, output {tuple(self.output.shape)}",
             f"  seed        {t['seed']:+.6g}",
             f"  input       {t['input']:+.6g}{share}",
             f"  biases      {t['bias']:+.6g}",

@@ -37,6 +37,7 @@ class Node:
     signs: tuple[float, ...] = ()  # of the summands of an addition
     constants: tuple = ()  # what an addition adds besides its inputs: (sign, value or Node)
     gate: int | None = None  # which factor of a product is the gate, where the graph tells
+    place: str = ""  # file and line of the call in the network's code
 
     def __repr__(self):
         return f"Node({self.name!r}, {self.kind})"
@@ -71,7 +72,9 @@ class Graph:
 
     def __init__(self, nodes: list[Node], output: Node, modules: dict[str, Node], model: nn.Module):
         self.nodes, self.output, self.model = nodes, output, model
-        self.input = next(node for node in nodes if node.kind == v.INPUT)
+        self.recorded = False  # did an example's shape decide on what it holds?
+        self.inputs = [node for node in nodes if node.op == "input"]  # in the order of the model's arguments
+        self.input = next(node for node in self.inputs if node.carries)
         self.modules = modules  # module path -> the node whose value the module returned
         self.names = {name: node for node in nodes for name in (node.name, *node.aliases)}
         self.reads = {node: set(references((node.args, node.kwargs))) for node in nodes}
@@ -81,7 +84,7 @@ class Graph:
         for node in nodes:
             for source in node.sources:
                 readers[source].append(node)
-        self.first = _nearest(self.input, readers)
+        self.first = set().union(*(_nearest(node, readers) for node in self.inputs if node.carries))
         self.last = self.feeding(output)
         self._skips: dict[Node, list[bool]] = {}
 
@@ -148,7 +151,9 @@ def fold(graph: Graph) -> Graph:
             replaced[node] = layer
     nodes = [node for node in graph.nodes if node not in replaced]
     modules = {path: replaced.get(node, node) for path, node in graph.modules.items()}
-    return Graph(nodes, replaced.get(graph.output, graph.output), modules, graph.model)
+    folded = Graph(nodes, replaced.get(graph.output, graph.output), modules, graph.model)
+    folded.recorded = graph.recorded
+    return folded
 
 
 def references(args) -> list[Node]:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .samples import Samples, rows
+
 
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """BatchNorm in eval mode as y = a x + b per channel: a = gamma / sqrt(var + eps), b = beta - a mean."""
@@ -56,9 +58,9 @@ class Operator:
         """View the bias (C,) so that it broadcasts over the output z (N, C, ...)."""
         return b.view(-1, *[1] * (z.dim() - 2))
 
-    def bias_share(self, b: Tensor, s: Tensor) -> Tensor:
+    def bias_share(self, b: Tensor, s: Tensor, samples: Samples | None = None) -> Tensor:
         """The part of s (T, N, ...) that the bias receives: sum of s b, (T, N)."""
-        return s.reshape(*s.shape[:3], -1).sum(3) @ b
+        return rows(s.reshape(*s.shape[:3], -1).sum(3) @ b, samples, 1).sum(2)
 
 
 class Layer(Operator):
@@ -146,8 +148,8 @@ class Dense(Layer):
     def broadcast(self, b, z):
         return b
 
-    def bias_share(self, b, s):
-        return (s @ b).reshape(*s.shape[:2], -1).sum(2)
+    def bias_share(self, b, s, samples=None):
+        return rows(s @ b, samples, 1).sum(2)
 
 
 class Scaling(Operator):
@@ -196,8 +198,8 @@ class Addition(Operator):
     def broadcast(self, b, z):
         return b
 
-    def bias_share(self, b, s):
-        return (s * b).reshape(*s.shape[:2], -1).sum(2)
+    def bias_share(self, b, s, samples=None):
+        return rows(s * b, samples, 1).sum(2)
 
 
 class Averaging(Operator):

@@ -14,6 +14,7 @@ from .errors import LRPError
 from .graph import Graph, Node
 from .propagate import reads_output
 from .rules import Adjoint, Own, Pass, Rule
+from .samples import Samples
 from .splitting import Told, spreading
 from .walk import forward
 
@@ -85,21 +86,23 @@ class Plan:
 
     def __init__(self, graph: Graph, composite):
         self.graph, self.composite = graph, composite
-        carrying = [node for node in graph.nodes if node.carries and node is not graph.input]
+        carrying = [node for node in graph.nodes if node.carries and node not in graph.inputs]
         self.rules: dict[Node, Rule] = {node: self._rule(node) for node in carrying}
         self._steps = {node: self._step(node) for node in carrying}
         self.overwriting = {node for node in carrying if self._may_overwrite(node)}
         self._check_overrides()
         self._check_reach()
+        self.home = None  # the `lrp.plans.Plans` that made it
         self._state = None  # fingerprint of the weights that the stores below belong to
         self._seen: set = set()  # kinds of input for which graph and model were compared
+        self._samples: dict = {}  # where the samples are, by kind of input and number of samples
         self._weights: dict[Node, tuple[tuple, dict]] = {}
 
     def step(self, node: Node) -> steps.Step:
         """A new step at this node, for one input."""
         return self._steps[node](self, node)
 
-    def ready(self, x: Tensor, model) -> Plan:
+    def ready(self, xs: tuple[Tensor, ...], model) -> Plan:
         """Forget modified weights if the model has changed, and compare graph and model on a new kind of input.
 
         Raises InputError for a plan of another model, or for weights that are not finite; CaptureError where the graph
@@ -110,11 +113,20 @@ class Plan:
         if state != self._state:
             checks.finite_weights(model)
             self._state, self._weights, self._seen = state, {}, set()
-        kind = (tuple(x.shape[1:]), x.dtype, x.device)
+        kind = checks.kind(xs), len(xs[0]) if self.graph.recorded else None
         if kind not in self._seen:
-            checks.same_output(checks.run(model, x), forward(self, x).output, model)
+            checks.same_output(checks.run(model, xs), forward(self, xs).output, model)
             self._seen.add(kind)
         return self
+
+    def samples_of(self, xs: tuple[Tensor, ...]) -> dict[Node, Samples] | None:
+        """Where the samples are in the values of nodes that do not have them on the first axis; None: not yet known."""
+        kind = checks.kind(xs)
+        return self._samples.get((kind, len(xs[0])), self._samples.get((kind, None)))
+
+    def remember_samples(self, xs: tuple[Tensor, ...], found: dict[Node, Samples]) -> None:
+        """Store what `samples_of` gives; where all are on the first axis, it holds for any number of them."""
+        self._samples[checks.kind(xs), len(xs[0]) if found or len(xs[0]) == 1 else None] = found
 
     def weights(self, node: Node, operator) -> tuple[tuple, dict]:
         """Weight and bias of a node and the parts made of them, stored between calls where that is safe."""
@@ -157,12 +169,12 @@ class Plan:
 
     def _check_reach(self) -> None:
         """Complain now, not after a forward pass, about a node without a rule that relevance would reach."""
-        todo, seen = [self.graph.output], {self.graph.input}
+        todo, seen = [self.graph.output], set(self.graph.inputs)
         while todo:
             node = todo.pop()
             if node not in seen:
                 seen.add(node)
                 todo += self._steps[node].reached(node)
-        for node in self.rules:
-            if node in seen and issubclass(self._steps[node], steps.Refused):
-                raise steps.no_rule(node)
+        blocked = [node for node in self.rules if node in seen and issubclass(self._steps[node], steps.Refused)]
+        if blocked:
+            raise steps.no_rule(*blocked)

@@ -20,16 +20,17 @@ from torch import Tensor
 
 from .operators import Operator
 from .rules import EQUAL, PLAIN, Group, Rule, magnitude, neg, pos, same
+from .samples import Samples, beside, rows
 
 
-def rms(z: Tensor) -> Tensor:
+def rms(z: Tensor, samples: Samples | None = None) -> Tensor:
     """Root mean square of each sample: (N, ...) -> (N, 1, ...)."""
-    wide = torch.float32 if z.element_size() < 4 else None
-    norm = torch.linalg.vector_norm(z.reshape(len(z), -1), dim=1, dtype=wide)
-    return (norm / (z[0].numel() ** 0.5)).to(z.dtype).view(-1, *[1] * (z.dim() - 1))
+    each = rows(z, samples)
+    norm = torch.linalg.vector_norm(each, dim=1, dtype=torch.float32 if z.element_size() < 4 else None)
+    return beside((norm / each.shape[1] ** 0.5).to(z.dtype), z, samples)
 
 
-def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True) -> Tensor:
+def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True, samples: Samples | None = None) -> Tensor:
     """z moved away from zero, scale-free: z + sign(z) epsilon rms(z) per sample, with sign(+0) = +1.
 
     `relative=False` takes epsilon as an absolute number. In half precision a relative epsilon is at least the
@@ -39,15 +40,15 @@ def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True) -> Tensor
     limits = torch.finfo(z.dtype)
     floor = limits.tiny if z.dtype == torch.float16 else limits.tiny**0.5
     if relative:
-        shift = max(epsilon, limits.eps if z.element_size() < 4 else 0.0) * rms(z)
+        shift = max(epsilon, limits.eps if z.element_size() < 4 else 0.0) * rms(z, samples)
     else:
         shift = torch.full_like(z[:1], epsilon)
     return torch.copysign(shift.clamp(min=floor), z).add_(z)
 
 
-def total(t: Tensor) -> Tensor:
+def total(t: Tensor, samples: Samples | None = None) -> Tensor:
     """Sum per target and sample, at least in float32: (T, N, ...) -> (T, N)."""
-    return t.reshape(*t.shape[:2], -1).sum(-1, dtype=torch.float32 if t.element_size() < 4 else t.dtype).double()
+    return rows(t, samples, 1).sum(-1, dtype=torch.float32 if t.element_size() < 4 else t.dtype).double()
 
 
 def reads_output(rule: Rule) -> bool:
@@ -81,6 +82,7 @@ class Applied:
     parts: dict
     absorb: bool = True
     nonnegative: Sequence[bool] = ()
+    samples: Samples | None = None  # where the samples are in the output
 
     def __post_init__(self):
         self.w, self.b = self.weights
@@ -181,7 +183,7 @@ class Applied:
             self.backs[id(xs)] = xs, backs
         b = self._bias(group)
         if b is not None:
-            self.bias = self.bias + self.operator.bias_share(b, s).double()
+            self.bias = self.bias + self.operator.bias_share(b, s, self.samples).double()
 
     def _owned(self, z: Tensor) -> bool:
         """May z be overwritten? It must be new memory that is not read again; a sum of one term may be that term."""
@@ -210,7 +212,7 @@ class Applied:
         """Division where contributions may cancel: by z moved away from zero."""
 
         def moved(z: Tensor) -> tuple[Tensor, Tensor]:
-            z_s = stabilise(z, self.rule.epsilon, self.rule.relative)
+            z_s = stabilise(z, self.rule.epsilon, self.rule.relative, self.samples)
             return z_s, z_s - z
 
         for c, group in self.rule.groups:
@@ -223,7 +225,7 @@ class Applied:
             z_s, gap = self._prepare(group, moved)
             s = R_g / z_s
             self._send(group, s)
-            self.stabiliser = self.stabiliser + total(s * gap)
+            self.stabiliser = self.stabiliser + total(s * gap, self.samples)
 
     def _exactly(self, R: Tensor) -> None:
         """Division where contributions of a group have one sign. Units with nothing to divide by take the fallback."""
@@ -242,7 +244,7 @@ class Applied:
             self._send(group, left / z)
             left = left * dead
         if not _nothing(left):  # no input is connected there, the unit is its bias (edges of transposed convolutions)
-            self.bias = self.bias + total(left * (self.measure(EQUAL) == 0))
+            self.bias = self.bias + total(left * (self.measure(EQUAL) == 0), self.samples)
 
     def _divide(self) -> tuple[list[tuple[float, Group, Tensor]], Tensor | None]:
         """The groups with their divisors, infinite at units where a group is empty, and where all of them are.
@@ -253,39 +255,35 @@ class Applied:
         groups = self.rule.groups
         zs = [self.measure(group) for _, group in groups]
         self.measured.clear()
-        if all(_all_alive(z) for z in zs):
+        if all(self._all_alive(z) for z in zs):
             return [(c, group, z) for (c, group), z in zip(groups, zs, strict=True)], None
         if len(groups) == 1:
             z, dead = self._without_dead(zs[0])
             return [(*groups[0], z)], dead
-        dead = [_dead(z) for z in zs]
+        dead = [self._dead(z) for z in zs]
         given = sum(c * (~d).to(zs[0].dtype) for (c, _), d in zip(groups, dead, strict=True))
         rows = zip(groups, zs, dead, strict=True)
         return [(c, g, torch.where(d, torch.inf, given * z)) for (c, g), z, d in rows], torch.stack(dead).all(0)
 
     def _without_dead(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z, infinite where it is no more than rounding noise, and where that is."""
-        dead = _dead(z)
+        dead = self._dead(z)
         return z.masked_fill_(dead, torch.inf) if self._owned(z) else z.masked_fill(dead, torch.inf), dead
 
+    def _noise(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Of sums of contributions of one sign, per sample: the least, and what is no more than rounding noise."""
+        low, high = (ends(rows(z, self.samples), 1) for ends in (torch.amin, torch.amax))
+        limit = min(4 * torch.finfo(z.dtype).eps, 1e-4) * torch.maximum(-low, high)
+        return torch.where(low > 0, low, -high), limit
 
-def _noise(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Of sums of contributions of one sign, per sample: the least, and what is no more than rounding noise."""
-    flat = z.reshape(len(z), -1)
-    low, high = flat.amin(1), flat.amax(1)
-    limit = min(4 * torch.finfo(z.dtype).eps, 1e-4) * torch.maximum(-low, high)
-    return torch.where(low > 0, low, -high), limit
+    def _all_alive(self, z: Tensor) -> bool:
+        """Is every sum more than rounding noise? Asked first, because it takes no memory."""
+        least, limit = self._noise(z)
+        return bool((least > limit).all())
 
-
-def _all_alive(z: Tensor) -> bool:
-    """Is every sum more than rounding noise? Asked first, because it takes no memory."""
-    least, limit = _noise(z)
-    return bool((least > limit).all())
-
-
-def _dead(z: Tensor) -> Tensor:
-    """Where a sum is no more than rounding noise."""
-    return z.abs() <= _noise(z)[1].view(-1, *[1] * (z.dim() - 1))
+    def _dead(self, z: Tensor) -> Tensor:
+        """Where a sum is no more than rounding noise."""
+        return z.abs() <= beside(self._noise(z)[1], z, self.samples)
 
 
 def _nothing(t: Tensor) -> bool:

@@ -38,6 +38,8 @@ class Step:
     def __init__(self, plan, node: Node):
         self.plan, self.node, self.rule = plan, node, plan.rules[node]
         self.sources = node.inputs  # who gets the shares, in the order of `Shares.relevance`
+        self.samples = None  # where the samples are in the node's value, and, below, in those of its sources
+        self.below: list = []
 
     def forward(self, values: dict[Node, object]) -> object:
         """The node's value from those of the nodes before it."""
@@ -119,7 +121,12 @@ class Local(Step):
 
     def back(self, R, last=True):
         shares = self.transpose(R)
-        return Shares(shares, total(R) - sum(map(total, shares)) if self.node.pads else 0.0)
+        return Shares(shares, self.kept(R, shares) if self.node.pads else 0.0)
+
+    def kept(self, R: Tensor, shares: list[Tensor]) -> Tensor:
+        """What of R the sources do not get, (T, N)."""
+        below = self.below or [None] * len(shares)
+        return total(R, self.samples) - sum(total(share, s) for share, s in zip(shares, below, strict=True))
 
     @cached_property
     def adjoint(self) -> dict[int, Tensor]:
@@ -176,7 +183,7 @@ class Linear(Step):
         return self.operator.apply(ts, self.w)
 
     def constant(self, R):
-        return None if self.b is None else self.operator.bias_share(self.b, R)
+        return None if self.b is None else self.operator.bias_share(self.b, R, self.samples)
 
 
 class Ruled(Linear):
@@ -201,9 +208,10 @@ class Ruled(Linear):
         if sign < 0:
             w, b, parts = -w, None if b is None else -b, {}
         absorb, known = self.plan.composite.bias == "absorb", [n.nonnegative for n in self.sources]
-        return Applied(self.rule, self.operator, xs, None, (w, b), parts, absorb, known)
+        return Applied(self.rule, self.operator, xs, None, (w, b), parts, absorb, known, self.samples)
 
     def back(self, R, last=True):
+        self.applied.samples = self.samples
         if last and (complaint := self.rule.complaint(self.applied.xs)):
             warn(f"node `{self.node.name}`: {complaint}")
         return self.applied.back(R, last)
@@ -294,11 +302,26 @@ def may_overwrite(node: Node) -> bool:
     return relu and node.inputs[0].kind in (*v.WEIGHTED, v.BATCHNORM)
 
 
-def no_rule(node: Node) -> UnsupportedOperation:
-    """The error for relevance that would reach a node without a rule."""
-    pieces = "gives several tensors that are used as a whole: take them out one by one, as in a, b = x.chunk(2, 1)"
+def no_rule(*nodes: Node) -> UnsupportedOperation:
+    """The error for relevance that would reach nodes without a rule: each with its place, and the way out."""
+    if len(nodes) == 1:
+        return UnsupportedOperation(f"node {_called(nodes[0])} {_way_out(nodes[0])}")
+    kinds = {}
+    for node in nodes:
+        kinds.setdefault(node.op, []).append(node)
+    rows = [f"* {', '.join(map(_called, same))}: {same[0].op} {_way_out(same[0])}" for same in kinds.values()]
+    return UnsupportedOperation("\n".join([f"relevance would reach {len(nodes)} nodes without a rule:", *rows]))
+
+
+def _called(node: Node) -> str:
+    return f"`{node.name}`" + (f" (at {node.place})" if node.place else "")
+
+
+def _way_out(node: Node) -> str:
     if node.kind == v.PIECES:
-        return UnsupportedOperation(f"node `{node.name}` ({node.op}) {pieces}")
+        return f"({node.op}) gives several tensors that are used as a whole: take them out one by one, as in " + (
+            "a, b = x.chunk(2, 1)"
+        )
     override = f"pass overrides={{'{node.name}': rules.Pass()}}"
     hint = f"{override} to let relevance through, or rules.Epsilon() to share it"
     if node.op in v.SOFTMAXES:
@@ -306,7 +329,7 @@ def no_rule(node: Node) -> UnsupportedOperation:
             "relevance should start at the logits: take the softmax off the end of the model (seeds.Probability() "
             f"scales the logit's relevance by it), or {override}"
         )
-    return UnsupportedOperation(f"node `{node.name}` calls {node.op}, which has no rule: {hint}")
+    return f"calls {node.op}, which has no rule: {hint}"
 
 
 def _like(x: Tensor) -> Tensor:

@@ -11,47 +11,52 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .errors import UnsupportedOperation
+from . import kinds as v
+from .errors import CaptureError, LRPError, UnsupportedOperation
 from .explanation import Row
 from .graph import Node
 from .propagate import Shares, total
+from .samples import Samples, follow
 
 LARGEST = {"cpu": 2**22, "cuda": 2**27}  # values of the largest node, times targets, that one walk carries at most
 
 
 @dataclass
 class Run:
-    """What a forward pass leaves: steps that hold what the way back needs, and the value where it ended."""
+    """What a forward pass leaves: steps that hold what the way back needs, and the value where it ended.
+
+    `samples` says where the samples are in the values of nodes that do not have them on their first axis.
+    """
 
     nodes: list[Node]
-    x: Tensor
+    inputs: dict[Node, Tensor]
     steps: dict = field(default_factory=dict)
     shapes: dict[Node, torch.Size] = field(default_factory=dict)
+    samples: dict[Node, Samples] = field(default_factory=dict)
     output: Tensor | None = None
 
 
-def forward(plan, x: Tensor, end: Node | None = None) -> Run:
-    """Run the network on x (N, ...) up to a node, by default its output. Values are freed after their last use."""
-    graph, values, run = plan.graph, {}, Run([], x)
+def forward(plan, xs: tuple[Tensor, ...], end: Node | None = None) -> Run:
+    """Run the network on inputs (N, ...) up to a node, by default its output. Values are freed after their last use."""
+    graph, values = plan.graph, {}
     end, uses = end or graph.output, dict(graph.users)
+    run = Run([], dict(zip(graph.inputs, xs, strict=True)))
+    known = plan.samples_of(xs)
+    found, n = {} if known is None else known, len(xs[0])
     uses[end] += 1
     for node in graph.nodes:
         run.nodes.append(node)
-        if node is graph.input:
-            value = x
+        if node in run.inputs:
+            value = run.inputs[node]
         elif node.carries:
-            run.steps[node] = plan.step(node)
-            value = run.steps[node].forward(values)
+            value = _step(plan, run, node, values)
         else:
             value = node.run(values)
         values[node] = value
         if isinstance(value, Tensor) and node.carries:
             run.shapes[node] = value.shape
-            if value.dim() == 0 or len(value) != len(x):
-                raise UnsupportedOperation(
-                    f"node `{node.name}` has shape {tuple(value.shape)}, whose first axis is not the batch of "
-                    f"{len(x)}: keep samples along the first axis throughout the network"
-                )
+            if known is None and node not in run.inputs:
+                found[node] = follow(node, value, {s: values[s] for s in graph.reads[node]}, found, n)
         for source in graph.reads[node]:
             uses[source] -= 1
             if not uses[source]:
@@ -59,14 +64,35 @@ def forward(plan, x: Tensor, end: Node | None = None) -> Run:
         if node is end:
             break
     run.output = values[end]
+    run.samples = {node: samples for node, samples in found.items() if samples is not None}
+    if known is None and end is graph.output:
+        plan.remember_samples(xs, run.samples)
     return run
+
+
+def _step(plan, run: Run, node: Node, values: dict) -> object:
+    """The value of a node that carries relevance, and its step."""
+    step = run.steps[node] = plan.step(node)
+    try:
+        value = step.forward(values)
+    except (LRPError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        where = f" (at {node.place})" if node.place else ""
+        raise CaptureError(f"node `{node.name}`{where} cannot be computed again: {error}") from error
+    if not isinstance(value, Tensor) and node.kind != v.PIECES:
+        raise UnsupportedOperation(
+            f"node `{node.name}` ({node.op}) gives a {type(value).__name__} of several values, and no rule shares it: "
+            "relevance has to take another way, or explain from a later node with start="
+        )
+    return value
 
 
 @dataclass
 class Found:
-    """What a walk back finds: relevance of the input, and of wanted nodes, (T, N, ...), and the rows of the ledger."""
+    """What a walk back finds: relevance of each input, and of wanted nodes, (T, N, ...), and the rows of the ledger."""
 
-    relevance: Tensor
+    relevance: list[Tensor]
     layers: dict[Node, Tensor]
     rows: list[Row]
 
@@ -83,13 +109,13 @@ def back(run: Run, R: Tensor, wanted: Collection[Node] = (), contrast: Collectio
         return found[0]
     layers = {node: torch.cat([f.layers[node] for f in found]) for node in found[0].layers}
     rows = [Row.joined(same) for same in zip(*(f.rows for f in found), strict=True)]
-    return Found(torch.cat([f.relevance for f in found]), layers, rows)
+    return Found([torch.cat(same) for same in zip(*(f.relevance for f in found), strict=True)], layers, rows)
 
 
 def _back(run: Run, R: Tensor, wanted: Collection[Node], contrast: Collection[Node], last: bool) -> Found:
     layers = {node: R.new_zeros(len(R), *run.shapes[node]) for node in wanted if node in run.shapes}
-    nowhere = R.new_zeros(()).expand(len(R), *run.x.shape)  # where relevance never reaches the input
-    arrived, amounts, rows = {run.nodes[-1]: R}, {run.nodes[-1]: total(R)}, []
+    start, end, found, rows = R, run.nodes[-1], {}, []
+    arrived, amounts = {end: R}, {end: total(R, run.samples.get(end))}
     for node in reversed(run.nodes):
         R = arrived.pop(node, None)
         step = run.steps.pop(node, None) if last else run.steps.get(node)  # its memory is free after the last walk
@@ -97,8 +123,10 @@ def _back(run: Run, R: Tensor, wanted: Collection[Node], contrast: Collection[No
             continue
         if node in layers:
             layers[node] = R
-        if step is None:  # the input
-            return Found(R, layers, rows)
+        if step is None:  # an input
+            found[node] = R
+            continue
+        step.samples, step.below = run.samples.get(node), [run.samples.get(source) for source in step.sources]
         shares, amount = step.back(R, last), amounts[node]
         if node in contrast:
             taken = step.opposite(R)
@@ -106,11 +134,15 @@ def _back(run: Run, R: Tensor, wanted: Collection[Node], contrast: Collection[No
             shares = Shares(relevance, shares.bias - taken.bias, shares.stabiliser - taken.stabiliser)
         out = amount * 0 if node in contrast else amount
         row = Row(node.name, node.kind, repr(step.rule), out, 0.0, shares.bias, shares.stabiliser)
-        for source, share in zip(step.sources, shares.relevance, strict=True):
+        for source, share, samples in zip(step.sources, shares.relevance, step.below, strict=True):
             if share is not None:
-                part = amount if share is R else total(share)
+                part = amount if share is R else total(share, samples)
                 row.relevance_in = row.relevance_in + part
                 arrived[source] = arrived[source] + share if source in arrived else share
                 amounts[source] = amounts[source] + part if source in amounts else part
         rows.append(row)
-    return Found(nowhere.clone(), layers, rows)
+    nowhere = start.new_zeros(())  # where relevance never reaches an input
+    inputs = [
+        found[node] if node in found else nowhere.expand(len(start), *x.shape).clone() for node, x in run.inputs.items()
+    ]
+    return Found(inputs, layers, rows)

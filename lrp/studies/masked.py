@@ -138,8 +138,10 @@ class MaskedNetwork:
     def __init__(self, graph: Graph, x: Tensor, freeze_lrn: bool = False):
         require_piecewise_linear(graph, freeze_lrn)
         self.graph, self.x = graph, x
-        run = forward(Plan(graph, Gradients()), x)
+        run = forward(Plan(graph, Gradients()), (x,))
         self.steps, self.output = run.steps, run.output
+        for node in run.samples:
+            raise UnsupportedOperation(f"node `{node.name}` does not have the samples of the batch on its first axis")
         self.frozen = [node.name for node in self.steps if node.kind == v.LRN]
         self.masked: dict[Node, int] = {}
         self.views: dict[Node, list[int]] = {}  # shape of a mask (N, C) beside the values (N, C, ...) of its node

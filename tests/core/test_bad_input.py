@@ -85,7 +85,9 @@ def spoilt(where, value):
         (X.to("meta"), ["meta", "cpu", "x.to("]),
         (X.numpy(), ["must be a tensor", "ndarray"]),
         (None, ["must be a tensor", "NoneType"]),
-        ((X, X), ["must be a tensor", "tuple"]),
+        ([X, X], ["must be a tensor", "list"]),
+        ((X, X), ["cannot take", "(3, 2, 4, 4), (3, 2, 4, 4)", "2 positional arguments but 3"]),
+        ((X, X[:2]), ["different numbers of samples"]),
     ],
     ids=lambda v: str(getattr(v, "shape", "")),
 )

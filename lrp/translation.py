@@ -1,0 +1,161 @@
+"""From a trace to our graph: what fx wrote down, or a recorder, is rewritten into few kinds of node.
+
+* Modules, functions and tensor methods that do the same become the same kind of node.
+* Calls that work in place become functional, and later readers of the changed tensor read the new node.
+* A sum with a constant becomes an addition with a bias, a product with a constant a scale.
+"""
+
+import copy
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import fx, nn
+
+from . import checks
+from . import kinds as v
+from .errors import CaptureError
+from .graph import Graph, Node, ancestors
+from .relating import first, nonnegative, related
+
+
+@dataclass
+class Traced:
+    """What a tracer wrote down: an fx graph, and beside it what fx does not keep."""
+
+    graph: fx.Graph
+    inputs: dict[fx.Node, str] = field(default_factory=dict)  # the placeholders for what the user gives, and kinds
+    paths: dict[fx.Node, str] = field(default_factory=dict)  # path of the module in whose forward the call stands
+    places: dict[fx.Node, str] = field(default_factory=dict)  # file and line of the call
+    returned: dict[str, fx.Node] = field(default_factory=dict)  # what each module returned
+    constants: dict[str, object] = field(default_factory=dict)  # made in forward, under fx's names for them
+
+
+HOMES = tuple(f"{Path(file).parent}/" for file in (torch.__file__, __file__))
+
+
+def place() -> str:
+    """File and line of the nearest call outside torch and this package, as timm/layers/padding.py:28."""
+    frame = sys._getframe(1)
+    while frame and (frame.f_code.co_filename.startswith((*HOMES, "<")) or "__torch_function__" in frame.f_locals):
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    path = Path(frame.f_code.co_filename)
+    inside = [home for home in map(Path, filter(None, sys.path)) if path.is_relative_to(home)]
+    return f"{path.relative_to(max(inside, key=lambda home: len(home.parts))) if inside else path}:{frame.f_lineno}"
+
+
+class Translation:
+    """From fx nodes to ours, in one pass.
+
+    `now` maps each fx node to the node that holds its value at this point of the pass. After y = x.relu_() both names
+    mean one tensor: the fx nodes x and y are aliases, and whatever reads x from here on reads the node of y.
+    """
+
+    def __init__(self, model: nn.Module, trace: Traced):
+        self.model, self.trace = model, trace
+        self.now: dict[fx.Node, Node] = {}
+        self.aliases: dict[fx.Node, set[fx.Node]] = {}  # all fx nodes that are the same tensor, itself included
+        self.nodes: list[Node] = []
+        self.counts: dict[str, int] = {}
+
+    def graph(self) -> Graph:
+        """The graph of the nodes that the output depends on."""
+        *body, last = self.trace.graph.nodes
+        for fx_node in body:
+            node, inplace = getattr(self, f"_{fx_node.op}")(fx_node)
+            node.place = self.trace.places.get(fx_node, "")
+            self._add(fx_node, node, inplace)
+        output = self._output(last.args[0])
+        needed = ancestors(output)
+        if not any(node.kind == v.INPUT for node in needed):
+            raise CaptureError(f"the output of {type(self.model).__name__} does not depend on its input")
+        modules = {path: node for path, n in self.trace.returned.items() if (node := self.now.get(n)) in needed}
+        return Graph([n for n in self.nodes if n in needed or n.op == "input"], output, modules, self.model)
+
+    def _output(self, value) -> Node:
+        if not isinstance(value, fx.Node):
+            raise checks.several(self.model, value)
+        if self.now[value].kind in (v.CONSTANT, v.PIECES):
+            raise CaptureError(f"the output of {type(self.model).__name__} is not a tensor that depends on its input")
+        return self.now[value]
+
+    def _add(self, fx_node: fx.Node, node: Node, inplace: bool = False) -> None:
+        self.nodes.append(node)
+        node.nonnegative = nonnegative(node)
+        changed = first(fx_node) if inplace else None
+        group = self.aliases.get(changed, set()) | {fx_node}
+        for alias in group:  # whichever of them is read next, its value is the new one
+            self.now[alias], self.aliases[alias] = node, group
+
+    def _name(self, base: str) -> str:
+        self.counts[base] = self.counts.get(base, 0) + 1
+        return base if self.counts[base] == 1 else f"{base}#{self.counts[base]}"
+
+    # One method for each kind of fx node (`fx.Node.op`): our node, and whether the call changed its first argument.
+
+    def _placeholder(self, fx_node: fx.Node) -> tuple[Node, bool]:
+        if fx_node in self.trace.inputs:
+            name = "input" if next(iter(self.trace.inputs)) is fx_node else fx_node.target
+            return Node(self._name(name), self.trace.inputs[fx_node], "input"), False
+        default = fx_node.args[0] if fx_node.args else None
+        return Node(self._name(fx_node.target), v.CONSTANT, "default", lambda: default), False
+
+    def _get_attr(self, fx_node: fx.Node) -> tuple[Node, bool]:
+        target, made, model = fx_node.target, self.trace.constants, self.model
+        path, _, name = target.rpartition(".")
+
+        def call():  # looks the parameter up each time, because it may be replaced
+            return made[target] if target in made else getattr(model.get_submodule(path), name)
+
+        return Node(self._name(target), v.CONSTANT, "get_attr", call), False
+
+    def _call_module(self, fx_node: fx.Node) -> tuple[Node, bool]:
+        module = self.model.get_submodule(fx_node.target)
+        inplace, call = bool(getattr(module, "inplace", False)), module
+        if inplace:  # the twin has the same parameters
+            call = copy.copy(module)
+            call.inplace = False
+        name, kind, op = self._name(fx_node.target), v.kind_of_module(module), v.module_name(module)
+        return related(Node(name, kind, op, call, *self._arguments(fx_node), module=module)), inplace
+
+    def _call_function(self, fx_node: fx.Node) -> tuple[Node, bool]:
+        target, name, (args, kwargs) = fx_node.target, v.function_name(fx_node.target), self._arguments(fx_node)
+        call, inplace = target, v.is_inplace(target)
+        if isinstance(target, str):
+            call = _method(name)
+        elif inplace:
+            call = next(getattr(home, name) for home in v.HOMES if hasattr(home, name))  # torch.relu_ -> torch.relu
+        elif (bound := _bind(target, args, kwargs)) and bound.arguments.get("inplace") is True:
+            inplace = True
+            bound.arguments["inplace"] = False
+            args, kwargs = bound.args, bound.kwargs
+        path, op = self.trace.paths.get(fx_node, ""), name or getattr(target, "__name__", str(target))
+        full = self._name(f"{path}.{op}" if path else op)
+        return related(Node(full, v.KIND_OF_NAME.get(name, v.UNKNOWN), op, call, args, kwargs)), inplace
+
+    _call_method = _call_function
+
+    def _arguments(self, fx_node: fx.Node) -> tuple[tuple, dict]:
+        """Arguments with our nodes in the places of fx's, as they are now."""
+        return fx.map_arg(fx_node.args, self.now.__getitem__), fx.map_arg(fx_node.kwargs, self.now.__getitem__)
+
+
+def _method(name: str) -> Callable:
+    return lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs)
+
+
+_signature = functools.lru_cache(maxsize=512)(inspect.signature)  # a long recursion calls few functions many times
+
+
+def _bind(target: Callable, args: tuple, kwargs: dict) -> inspect.BoundArguments | None:
+    """Arguments of a function by name; None where torch's C code tells no signature."""
+    try:
+        return _signature(target).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return None
