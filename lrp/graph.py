@@ -115,16 +115,16 @@ class Graph:
 
 def _nearest(start: Node, step: Mapping[Node, Iterable[Node]]) -> set[Node]:
     """The convolutions and dense layers reached from `start` without passing through another."""
-    reached = _reachable(start, lambda node: () if node.kind in v.WEIGHTED else step[node])
+    reached = reachable(start, lambda node: () if node.kind in v.WEIGHTED else step[node])
     return {node for node in reached if node.kind in v.WEIGHTED}
 
 
 def ancestors(node: Node) -> set[Node]:
     """The node and all that it is computed from."""
-    return _reachable(node, lambda node: references((node.args, node.kwargs)))
+    return reachable(node, lambda node: references((node.args, node.kwargs)))
 
 
-def _reachable(start: Node, step: Callable[[Node], Iterable[Node]]) -> set[Node]:
+def reachable(start: Node, step: Callable[[Node], Iterable[Node]]) -> set[Node]:
     """The node, those that `step` gives for it, those that it gives for these, and so on."""
     seen, todo = set(), [start]
     while todo:

@@ -33,6 +33,7 @@ LINEAR = (CONVOLUTION, DENSE, BATCHNORM, AVERAGE, ADD)
 
 # The words of each kind: functions, methods, and modules (nn.LeakyReLU is "leaky_relu"). "#" stands for 1, 2 and 3.
 _PADDINGS = "pad zero_pad#d constant_pad#d reflection_pad#d replication_pad#d circular_pad#d"
+_MAX_POOLS = "max_pool#d max_pool#d_with_indices adaptive_max_pool#d adaptive_max_pool#d_with_indices"
 _SIGN_KEEPERS = "identity clone detach contiguous to dropout dropout#d stochastic_depth"
 _NAMES = {
     ADD: "add radd iadd sub isub rsub subtract",
@@ -42,10 +43,11 @@ _NAMES = {
     f"feature_alpha_dropout clamp clamp_min clamp_max clip float double half bfloat16 type_as neg {_SIGN_KEEPERS}",
     REARRANGE: "flatten reshape view permute transpose t squeeze unsqueeze chunk split unbind getitem cat "
     "concat concatenate stack expand expand_as repeat tile movedim moveaxis swapaxes swapdims narrow select "
-    "index_select pixel_shuffle pixel_unshuffle channel_shuffle unflatten roll flip view_as reshape_as "
+    "index_select gather take_along_dim diagonal rot90 fliplr flipud setitem max_unpool#d tensor_split hsplit vsplit "
+    "dsplit split_with_sizes pixel_shuffle pixel_unshuffle channel_shuffle unflatten roll flip view_as reshape_as "
     f"ravel {_PADDINGS}",
     AVERAGE: "avg_pool#d adaptive_avg_pool#d mean sum interpolate upsample",
-    MAXIMUM: "max_pool#d adaptive_max_pool#d amax maximum",
+    MAXIMUM: f"{_MAX_POOLS} amax amin maximum",
     NORM: "layer_norm group_norm instance_norm instance_norm#d rms_norm normalize",
     LRN: "local_response_norm",
     CONVOLUTION: "conv#d conv_transpose#d",
@@ -74,8 +76,24 @@ KEEPS_SIGN_NAMES = set(_words(_SIGN_KEEPERS))  # the same for activations
 LOSES_SIGN_NAMES = {"interpolate", "upsample"} | PADS  # bicubic weights and padded constants may be negative
 GATES = {"sigmoid", "hardsigmoid", "softmax"}  # a factor made by one of these is the gate of a product
 SOFTMAXES = {"softmax", "log_softmax", "softmin", "logsoftmax", "softmax2d", "gumbel_softmax"}
+RECURRENT = {"lstm", "gru", "rnn", "multiheadattention", "multi_head_attention_forward"}  # these give several tensors
 DIVISIONS = {"div", "truediv", "true_divide", "divide"}
-PIECEWISE = {"chunk", "split", "unbind"}
+PIECEWISE = set("chunk split unbind tensor_split hsplit vsplit dsplit split_with_sizes".split())
+_POOLS = _words(_MAX_POOLS)
+SEVERAL = {  # what gives several tensors, of which each has a kind of its own
+    **dict.fromkeys("max min median nanmedian mode kthvalue cummax cummin".split(), (MAXIMUM, CONSTANT)),
+    **dict.fromkeys(_POOLS, (MAXIMUM, CONSTANT)),
+    **dict.fromkeys((pool.replace("_", "") for pool in _POOLS), (MAXIMUM, CONSTANT)),
+    **dict.fromkeys(("sort", "topk"), (REARRANGE, CONSTANT)),
+    **dict.fromkeys(("var_mean", "std_mean"), (UNKNOWN, AVERAGE)),
+    "aminmax": (MAXIMUM, MAXIMUM),
+}
+FIELDS = {"values": 0, "indices": 1, "min": 0, "max": 1}  # names of their results
+CARRYING = {"mT", "T", "H", "mH", "real", "data"}  # attributes of a tensor that hold its values
+FACTS = set(  # and those that do not
+    "shape dtype device layout ndim names is_cuda is_cpu is_meta is_mps is_xpu is_sparse is_quantized is_nested "
+    "is_leaf itemsize nbytes requires_grad grad_fn".split()
+)
 _INPLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}
 HOMES = (torch, F, operator, torch._C._nn, Tensor)  # where torch's functions are found by name
 
@@ -96,7 +114,7 @@ def function_name(target) -> str | None:
         return _plain(target)
     name = getattr(target, "__name__", "")
     known = any(getattr(home, name, None) is target for home in HOMES) or target is getattr
-    if known or (getattr(target, "__module__", None) or "").startswith(("torch.", "torchvision.")):
+    if known or (getattr(target, "__module__", None) or "").startswith(("torch.", "torchvision.", f"{__package__}.")):
         return _plain(name)
     return None
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import checks, steps
 from . import kinds as v
 from .errors import LRPError
-from .graph import Graph, Node
+from .graph import Graph, Node, reachable
 from .propagate import reads_output
 from .rules import Adjoint, Own, Pass, Rule
 from .samples import Samples
@@ -95,6 +95,7 @@ class Plan:
         self.home = None  # the `lrp.plans.Plans` that made it
         self._state = None  # fingerprint of the weights that the stores below belong to
         self._seen: set = set()  # kinds of input for which graph and model were compared
+        self._reach: dict[Node, set[Node]] = {}
         self._samples: dict = {}  # where the samples are, by kind of input and number of samples
         self._weights: dict[Node, tuple[tuple, dict]] = {}
 
@@ -127,6 +128,13 @@ class Plan:
     def remember_samples(self, xs: tuple[Tensor, ...], found: dict[Node, Samples]) -> None:
         """Store what `samples_of` gives; where all are on the first axis, it holds for any number of them."""
         self._samples[checks.kind(xs), len(xs[0]) if found or len(xs[0]) == 1 else None] = found
+
+    def reach(self, end: Node) -> set[Node]:
+        """The nodes that relevance from this one may reach: the others need no step."""
+        if end not in self._reach:
+            ways = {n: step.possible(n) for n, step in self._steps.items()}
+            self._reach[end] = reachable(end, lambda node: ways.get(node, ())) - set(self.graph.inputs)
+        return self._reach[end]
 
     def weights(self, node: Node, operator) -> tuple[tuple, dict]:
         """Weight and bias of a node and the parts made of them, stored between calls where that is safe."""
@@ -169,12 +177,8 @@ class Plan:
 
     def _check_reach(self) -> None:
         """Complain now, not after a forward pass, about a node without a rule that relevance would reach."""
-        todo, seen = [self.graph.output], set(self.graph.inputs)
-        while todo:
-            node = todo.pop()
-            if node not in seen:
-                seen.add(node)
-                todo += self._steps[node].reached(node)
+        ways = {node: step.reached(node) for node, step in self._steps.items()}
+        seen = reachable(self.graph.output, lambda node: ways.get(node, ()))
         blocked = [node for node in self.rules if node in seen and issubclass(self._steps[node], steps.Refused)]
         if blocked:
             raise steps.no_rule(*blocked)

@@ -101,6 +101,8 @@ class Recorder(TorchFunctionMode):
         if name == "__get__":
             name = getattr(func.__self__, "__name__", "")
             func, args = getattr, (args[0], name)
+        if name == "__getitem__":
+            func = operator.getitem
         if name in VALUES:
             self._refuse_values(name, args)
         if name in REVERSED:

@@ -1,6 +1,7 @@
 """What a node is, seen from its inputs: summands and factors, gates and pieces, and whether a value can be negative."""
 
 from . import kinds as v
+from .errors import CaptureError
 from .graph import Node, references
 
 
@@ -15,10 +16,12 @@ def related(node: Node) -> Node:
         _factors(node)
     elif node.kind in (*v.WEIGHTED, v.BATCHNORM) and node.inputs != (first(node),):
         node.kind = v.UNKNOWN  # a kernel computed from the input
-    elif node.op in v.PIECEWISE:
+    elif node.op in v.PIECEWISE or _gives_several(node):
         node.kind = v.PIECES
-    elif node.op == "getitem" and node.inputs[0].kind == v.PIECES:
+    elif node.op in ("getitem", "getattr") and node.inputs[0].kind == v.PIECES:
         _piece(node)
+    elif node.op == "getattr":
+        _attribute(node)
     return node
 
 
@@ -60,13 +63,42 @@ def _copies(node: Node) -> bool:
     return node.kind == v.ACTIVATION and node.op in v.KEEPS_SIGN_NAMES
 
 
+def _gives_several(node: Node) -> bool:
+    """Does this call of x.max(1), or of a pool with its indices, give a tuple?"""
+    if node.op not in v.SEVERAL:
+        return False
+    if node.op in ("max", "min", "median", "nanmedian"):  # of one tensor they give a number, of two the larger
+        axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        return axis is not None and not isinstance(axis, Node)
+    if "pool" in node.op and not node.op.endswith("indices"):
+        return bool(getattr(node.module, "return_indices", node.kwargs.get("return_indices", False)))
+    return True
+
+
+def _attribute(node: Node) -> None:
+    """x.shape is a fact about a tensor, x.mT carries its values."""
+    name = node.args[1]
+    if name not in v.CARRYING | v.FACTS:
+        raise CaptureError(
+            f"node `{node.name}` reads the attribute `{name}` of `{node.inputs[0].name}`, and it is not known whether "
+            "that holds its values: write it as a call of torch"
+        )
+    if name in v.FACTS:
+        node.kind, node.inputs = v.CONSTANT, ()
+    else:
+        node.kind = v.REARRANGE
+
+
 def _piece(node: Node) -> None:
     """Make x.chunk(2)[1] one node that reads x, so that no node with several values lies on the way back.
 
     A slice, x.chunk(3)[:2], still is several tensors. The node of `chunk` itself falls out if nothing else reads it.
     """
     pieces, index = node.inputs[0], node.args[1]
-    node.kind = v.PIECES if isinstance(index, slice) else node.kind
+    if node.op == "getattr":
+        index = v.FIELDS[index]
+    kinds = v.SEVERAL.get(pieces.op, ())
+    node.kind = v.PIECES if isinstance(index, slice) else kinds[index] if kinds else v.REARRANGE
     node.call = lambda *args, **kwargs: pieces.call(*args, **kwargs)[index]
     node.args, node.kwargs, node.inputs = pieces.args, pieces.kwargs, pieces.inputs
 

@@ -44,7 +44,7 @@ class Step:
     def forward(self, values: dict[Node, object]) -> object:
         """The node's value from those of the nodes before it."""
         self.likes = [_like(values[n]) for n in self.sources if isinstance(values[n], Tensor)]
-        return self.node.run(values)
+        return _value(self.node, values)
 
     def back(self, R: Tensor, last: bool = True) -> Shares:
         """Shares of the sources, from relevance R (T, N, ...); `last` says that no further call follows."""
@@ -59,8 +59,13 @@ class Step:
         )
 
     @staticmethod
+    def possible(node: Node) -> Iterable[Node]:
+        """The inputs that relevance may reach from this node."""
+        return node.inputs
+
+    @staticmethod
     def reached(node: Node) -> Iterable[Node]:
-        """The inputs that relevance can reach from this node; of a product, the signal, where the graph tells it."""
+        """The inputs that it surely reaches; of a product, the signal, where the graph tells it."""
         if node.kind != v.PRODUCT:
             return node.inputs
         return () if node.gate is None else node.inputs[1 - node.gate : 2 - node.gate]
@@ -102,7 +107,7 @@ class Local(Step):
     def forward(self, values):
         leaves = {n: values[n].detach().requires_grad_() for n in self.sources}
         with torch.enable_grad():
-            self.y = self.node.run({**values, **leaves})
+            self.y = _value(self.node, {**values, **leaves})
         self.leaves = list(leaves.values())
         return self.y.detach()
 
@@ -242,6 +247,10 @@ class RuledLocal(Ruled):
 class Gate(Step):
     """A product: all to the signal, none to the gate; halves where nothing tells them apart (achtibat2024attnlrp)."""
 
+    @staticmethod
+    def possible(node):
+        return node.inputs if node.gate is None else node.inputs[1 - node.gate : 2 - node.gate]
+
     def back(self, R, last=True):
         a, b = self.likes
         gate = self.node.gate
@@ -322,6 +331,8 @@ def _way_out(node: Node) -> str:
         return f"({node.op}) gives several tensors that are used as a whole: take them out one by one, as in " + (
             "a, b = x.chunk(2, 1)"
         )
+    if node.op in v.RECURRENT:
+        return f"({node.op}) gives several tensors, which no rule shares: begin at a later node, by start="
     override = f"pass overrides={{'{node.name}': rules.Pass()}}"
     hint = f"{override} to let relevance through, or rules.Epsilon() to share it"
     if node.op in v.SOFTMAXES:
@@ -330,6 +341,17 @@ def _way_out(node: Node) -> str:
             f"scales the logit's relevance by it), or {override}"
         )
     return f"calls {node.op}, which has no rule: {hint}"
+
+
+def _value(node: Node, values: dict) -> Tensor:
+    """The node's value, if it is one tensor."""
+    value = node.run(values)
+    if not isinstance(value, Tensor):
+        raise UnsupportedOperation(
+            f"node {_called(node)} ({node.op}) gives a {type(value).__name__} of several tensors, which no rule "
+            "shares: relevance must not come back to it; begin at a later node, by start="
+        )
+    return value
 
 
 def _like(x: Tensor) -> Tensor:

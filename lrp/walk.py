@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import kinds as v
-from .errors import CaptureError, LRPError, UnsupportedOperation
+from .errors import CaptureError, LRPError
 from .explanation import Row
 from .graph import Node
 from .propagate import Shares, total
@@ -44,18 +43,19 @@ def forward(plan, xs: tuple[Tensor, ...], end: Node | None = None) -> Run:
     known = plan.samples_of(xs)
     found, n = {} if known is None else known, len(xs[0])
     uses[end] += 1
+    reach = plan.reach(end)
     for node in graph.nodes:
         run.nodes.append(node)
         if node in run.inputs:
             value = run.inputs[node]
-        elif node.carries:
+        elif node in reach:
             value = _step(plan, run, node, values)
         else:
             value = node.run(values)
         values[node] = value
         if isinstance(value, Tensor) and node.carries:
             run.shapes[node] = value.shape
-            if known is None and node not in run.inputs:
+            if known is None and node in reach:
                 found[node] = follow(node, value, {s: values[s] for s in graph.reads[node]}, found, n)
         for source in graph.reads[node]:
             uses[source] -= 1
@@ -74,18 +74,12 @@ def _step(plan, run: Run, node: Node, values: dict) -> object:
     """The value of a node that carries relevance, and its step."""
     step = run.steps[node] = plan.step(node)
     try:
-        value = step.forward(values)
+        return step.forward(values)
     except (LRPError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         where = f" (at {node.place})" if node.place else ""
         raise CaptureError(f"node `{node.name}`{where} cannot be computed again: {error}") from error
-    if not isinstance(value, Tensor) and node.kind != v.PIECES:
-        raise UnsupportedOperation(
-            f"node `{node.name}` ({node.op}) gives a {type(value).__name__} of several values, and no rule shares it: "
-            "relevance has to take another way, or explain from a later node with start="
-        )
-    return value
 
 
 @dataclass

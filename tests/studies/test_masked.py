@@ -305,7 +305,7 @@ def test_what_is_not_piecewise_linear_is_refused_by_name():
     refused(lambda m, x: m.relu(x).flatten(1).softmax(1), "`softmax`.*take the softmax off", relu=relu)
     refused(lambda m, x: torch.cat(m.relu(x).chunk(3, 1)[:2], 1), "several tensors", relu=relu)
     refused(lambda m, x: m.conv(x), "no ReLU, so there is no filter to mask", conv=conv)
-    refused(lambda m, x: m.relu(x).sum(0), "first axis is not the batch", relu=relu)
+    refused(lambda m, x: m.relu(x).sum(0), "does not have the samples of the batch on its first axis", relu=relu)
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v2", "cifar_resnet20", "bvlc_googlenet_rgb"])
