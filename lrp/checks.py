@@ -88,7 +88,7 @@ def kind(xs: tuple[Tensor, ...]) -> tuple:
     return tuple((tuple(x.shape[1:]), x.dtype, x.device) for x in xs)
 
 
-def run(model: nn.Module, xs: tuple[Tensor, ...]) -> Tensor:
+def run(model: nn.Module, *xs: Tensor) -> Tensor:
     """The model's own output; what it cannot take becomes an InputError."""
     try:
         output = model(*(x.clone() for x in xs))

@@ -116,7 +116,7 @@ class Plan:
             self._state, self._weights, self._seen = state, {}, set()
         kind = checks.kind(xs), len(xs[0]) if self.graph.recorded else None
         if kind not in self._seen:
-            checks.same_output(checks.run(model, xs), forward(self, xs).output, model)
+            checks.same_output(checks.run(model, *xs), forward(self, xs).output, model)
             self._seen.add(kind)
         return self
 

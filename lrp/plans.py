@@ -67,7 +67,7 @@ class Plans:
         return self._recorded(xs, (kind, len(xs[0]) if (kind, None) in self.by_shape else None))
 
     def _recorded(self, xs: tuple[Tensor, ...], key: tuple) -> Plan:
-        checks.run(self.model, xs)  # what the model says of an input that it cannot take comes first
+        checks.run(self.model, *xs)  # what the model says of an input that it cannot take comes first
         try:
             plan = self._plan(xs).ready(xs, self.model)
         except CaptureError as error:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from contextlib import contextmanager
-from threading import get_ident
+from threading import RLock, get_ident
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,6 +30,7 @@ SIZES = {"shape", "size", "numel", "nelement"}
 SHAPED = {f"{name}_like" for name in ("zeros", "ones", "full", "empty", "rand", "randn")} | {*SIZES}
 SHAPED |= {f"new_{name}" for name in ("zeros", "ones", "full", "empty", "tensor")}  # what reads a shape, not values
 UNSEEN = {"__set__", "requires_grad_", "retain_grad", "register_hook"}  # what changes no value
+ONE_AT_A_TIME = RLock()  # modules are called through one recorder at a time
 REVERSED = {
     f"__r{name}__": getattr(operator, {"div": "truediv"}.get(name, name))
     for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul")
@@ -199,18 +200,19 @@ class Recorder(TorchFunctionMode):
 @contextmanager
 def _calls_through(recorder: Recorder):
     """While it is open, calls of modules go through the recorder; in other threads, and in leaves, they stay."""
-    original, thread = nn.Module.__call__, get_ident()
+    thread = get_ident()
 
     def call(module, *args, **kwargs):
         if get_ident() != thread or torch._C._is_torch_function_all_disabled():
             return original(module, *args, **kwargs)
         return recorder.call(original, module, args, kwargs)
 
-    nn.Module.__call__ = call
-    try:
-        yield
-    finally:
-        nn.Module.__call__ = original
+    with ONE_AT_A_TIME:
+        original, nn.Module.__call__ = nn.Module.__call__, call
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = original
 
 
 def _nodes(written) -> list[fx.Node]:

@@ -78,7 +78,8 @@ class Question:
         self.like = next(self.network.parameters())
         checks.finite_weights(self.network)
         with torch.no_grad():
-            logits = checks.run(self.network, self._input(torch.zeros(self.preparation.shape)))
+            black = (self._input(torch.zeros(self.preparation.shape)),)
+            logits = checks.run(self.network, *black)
         checks.logits(logits, self.network)
         self.names = class_names(self.model, logits.shape[1], self.classes)
         self.targets = [find_class(text, self.names) for text in self.target] or [None]
@@ -86,6 +87,7 @@ class Question:
             raise OptionError("the network has one output, and no other class to contrast with: --contrastive 2 works")
         self.seed = UnitContrast(self.contrastive, positive=False) if self.contrastive else Logit()
         self.explainer = LRP(self.network, self._composite())
+        self.explainer.plans.ready(black)
         last = [node for node in self.explainer.graph.last if not self.explainer.rules[node].sign_selective]
         if self.contrastive and last:  # epsilon and gamma divide by every logit, and its sign would invert a contrast
             self.explainer = LRP(self.network, self._composite(overrides={node.name: ZPlus() for node in last}))

@@ -105,7 +105,8 @@ def skip_share(explainer: LRP, x: Tensor, target: Target = None, seed: Seed | No
     The skip is the identity; where no summand is, the one with fewer layers with weights. Raises LRPError
     where the network has no such sum.
     """
-    graph, e = explainer.graph, explainer.explain(x, target, seed)
+    e = explainer.explain(x, target, seed)
+    graph = explainer.graph
     arrived = {row.name: row.relevance_out[0] for row in e.rows}
     found = {}
     for node in (node for node in graph.nodes if node.kind == kinds.ADD and len(node.sources) == 2):

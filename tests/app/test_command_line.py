@@ -310,7 +310,7 @@ def test_networks_that_cannot_be_explained(own, capsys):
     assert "near it: resnet18" in usage(capsys, *picture, "resnet81")
     assert "no other class to contrast with" in usage(capsys, *picture, f"{own}:scalar", "--contrastive")
     assert explain(*picture, f"{own}:scalar", "--contrastive=2") == 0
-    assert "multiheadattention, which has no rule" in failure(
+    assert "multiheadattention) gives several tensors, which no rule shares" in failure(
         capsys, "scene.png", "--model", "torchvision.models:vit_b_32"
     )
 
