@@ -13,6 +13,7 @@ from . import kinds as v
 from .errors import LRPError
 from .graph import Graph, Node, reachable
 from .propagate import reads_output
+from .refusals import no_rule
 from .rules import Adjoint, Own, Pass, Rule
 from .samples import Samples
 from .splitting import Told, spreading
@@ -181,4 +182,4 @@ class Plan:
         seen = reachable(self.graph.output, lambda node: ways.get(node, ()))
         blocked = [node for node in self.rules if node in seen and issubclass(self._steps[node], steps.Refused)]
         if blocked:
-            raise steps.no_rule(*blocked)
+            raise no_rule(*blocked)

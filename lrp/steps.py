@@ -28,6 +28,7 @@ from .errors import LRPError, UnsupportedOperation, warn
 from .graph import Node, fill
 from .operators import Addition, Averaging, Convolution, Dense, Operator, Scaling, reduce_to
 from .propagate import Applied, Shares, reads_output, total
+from .refusals import no_rule, no_single_value
 
 OVERWRITING = {"relu": torch.relu_, "relu6": partial(F.hardtanh_, min_val=0.0, max_val=6.0)}  # torch's, in place
 
@@ -311,46 +312,11 @@ def may_overwrite(node: Node) -> bool:
     return relu and node.inputs[0].kind in (*v.WEIGHTED, v.BATCHNORM)
 
 
-def no_rule(*nodes: Node) -> UnsupportedOperation:
-    """The error for relevance that would reach nodes without a rule: each with its place, and the way out."""
-    if len(nodes) == 1:
-        return UnsupportedOperation(f"node {_called(nodes[0])} {_way_out(nodes[0])}")
-    kinds = {}
-    for node in nodes:
-        kinds.setdefault(node.op, []).append(node)
-    rows = [f"* {', '.join(map(_called, same))}: {same[0].op} {_way_out(same[0])}" for same in kinds.values()]
-    return UnsupportedOperation("\n".join([f"relevance would reach {len(nodes)} nodes without a rule:", *rows]))
-
-
-def _called(node: Node) -> str:
-    return f"`{node.name}`" + (f" (at {node.place})" if node.place else "")
-
-
-def _way_out(node: Node) -> str:
-    if node.kind == v.PIECES:
-        return f"({node.op}) gives several tensors that are used as a whole: take them out one by one, as in " + (
-            "a, b = x.chunk(2, 1)"
-        )
-    if node.op in v.RECURRENT:
-        return f"({node.op}) gives several tensors, which no rule shares: begin at a later node, by start="
-    override = f"pass overrides={{'{node.name}': rules.Pass()}}"
-    hint = f"{override} to let relevance through, or rules.Epsilon() to share it"
-    if node.op in v.SOFTMAXES:
-        hint = (
-            "relevance should start at the logits: take the softmax off the end of the model (seeds.Probability() "
-            f"scales the logit's relevance by it), or {override}"
-        )
-    return f"calls {node.op}, which has no rule: {hint}"
-
-
 def _value(node: Node, values: dict) -> Tensor:
     """The node's value, if it is one tensor."""
     value = node.run(values)
     if not isinstance(value, Tensor):
-        raise UnsupportedOperation(
-            f"node {_called(node)} ({node.op}) gives a {type(value).__name__} of several tensors, which no rule "
-            "shares: relevance must not come back to it; begin at a later node, by start="
-        )
+        raise no_single_value(node, value)
     return value
 
 

@@ -26,8 +26,9 @@ from ..errors import UnsupportedOperation
 from ..graph import Graph, Node
 from ..plan import Plan
 from ..propagate import Shares
+from ..refusals import no_rule
 from ..rules import Adjoint
-from ..steps import Step, no_rule
+from ..steps import Step
 from ..walk import forward
 from .lrn import denominators
 

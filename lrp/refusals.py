@@ -1,0 +1,45 @@
+"""What is said where relevance cannot go: which nodes, at which lines, and the way out."""
+
+from . import kinds as v
+from .errors import UnsupportedOperation
+from .graph import Node
+
+
+def no_rule(*nodes: Node) -> UnsupportedOperation:
+    """The error for relevance that would reach nodes without a rule: each with its place, and the way out."""
+    if len(nodes) == 1:
+        return UnsupportedOperation(f"node {called(nodes[0])} {_way_out(nodes[0])}")
+    kinds = {}
+    for node in nodes:
+        kinds.setdefault(node.op, []).append(node)
+    rows = [f"* {', '.join(map(called, same))}: {same[0].op} {_way_out(same[0])}" for same in kinds.values()]
+    return UnsupportedOperation("\n".join([f"relevance would reach {len(nodes)} nodes without a rule:", *rows]))
+
+
+def called(node: Node) -> str:
+    return f"`{node.name}`" + (f" (at {node.place})" if node.place else "")
+
+
+def _way_out(node: Node) -> str:
+    if node.kind == v.PIECES:
+        return f"({node.op}) gives several tensors that are used as a whole: take them out one by one, as in " + (
+            "a, b = x.chunk(2, 1)"
+        )
+    if node.op in v.RECURRENT:
+        return f"({node.op}) gives several tensors, which no rule shares: begin at a later node, by start="
+    override = f"pass overrides={{'{node.name}': rules.Pass()}}"
+    hint = f"{override} to let relevance through, or rules.Epsilon() to share it"
+    if node.op in v.SOFTMAXES:
+        hint = (
+            "relevance should start at the logits: take the softmax off the end of the model (seeds.Probability() "
+            f"scales the logit's relevance by it), or {override}"
+        )
+    return f"calls {node.op}, which has no rule: {hint}"
+
+
+def no_single_value(node: Node, value) -> UnsupportedOperation:
+    """The error for a node under a rule that gives several tensors."""
+    return UnsupportedOperation(
+        f"node {called(node)} ({node.op}) gives a {type(value).__name__} of several tensors, which no rule shares: "
+        "relevance must not come back to it; begin at a later node, by start="
+    )
