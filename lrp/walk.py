@@ -119,6 +119,8 @@ def _back(run: Run, R: Tensor, wanted: Collection[Node], contrast: Collection[No
             layers[node] = R
         if step is None:  # an input
             found[node] = R
+            if len(run.inputs) > 1:  # a line for each
+                rows.append(Row(node.name, node.kind, "", amounts[node], amounts[node]))
             continue
         step.samples, step.below = run.samples.get(node), [run.samples.get(source) for source in step.sources]
         shares, amount = step.back(R, last), amounts[node]

@@ -242,6 +242,7 @@ def test_several_inputs_have_a_map_each_and_one_ledger():
     assert isinstance(e.relevance, tuple) and e.imbalance < 1e-9
     for R, g, x in zip(e.relevance, gradients, xs, strict=True):
         assert torch.allclose(R, g * x, atol=1e-9)
+    assert e.ledger.relevance_in["y"] == pytest.approx(float(e.relevance[1].sum())), "a line for each input"
     t = e.totals
     assert t["seed"] == pytest.approx(sum(float(R.sum()) for R in e.relevance) + t["bias"] + t["stabiliser"])
     several = LRP(model, LRP0).attribute(xs, [0, 1])
