@@ -3,24 +3,93 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
+from torch.overrides import TorchFunctionMode
 
-from .errors import CaptureError, InputError, TargetError
+from .errors import CaptureError, InputError, LRPError, TargetError
 
 # how far graph and model, or seed and ledger, may differ, as a share of the largest output or the seed
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 
 
 def mode(model: nn.Module) -> None:
-    """Raise InputError for a model (or a part of it) in training mode."""
+    """Raise InputError for a model in training mode, or with a part in training mode to which that may matter."""
     for name, module in model.named_modules():
-        if module.training:
+        changed = "forward" in vars(module) or bool(module._forward_pre_hooks)
+        if module.training and _asks_for_training(type(module), changed):
             what = f"its module `{name}`" if name else "it"
             raise InputError(
                 f"{type(model).__name__} is to be explained, but {what} is in training mode: call model.eval() first"
             )
+
+
+@cache
+def _asks_for_training(kind: type[nn.Module], changed: bool) -> bool:
+    """May a module behave otherwise in training? Of torch's own, only those that read the flag or were changed."""
+    if changed or not kind.__module__.startswith("torch."):
+        return True
+    own = [f for cls in kind.__mro__[: kind.__mro__.index(nn.Module)] for f in vars(cls).values()]
+    return any("training" in code.co_names for f in own if (code := getattr(f, "__code__", None)))
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """The network inside wrappers that compute the same: data parallel, averaged (SWA, EMA), or torch.compile's."""
+    while isinstance(model, nn.Module):
+        if isinstance(model, nn.DataParallel | DistributedDataParallel | AveragedModel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._orig_mod
+        else:
+            break
+    return model
+
+
+def capturable(model: nn.Module) -> None:
+    """Raise LRPError for what no graph can be made of, or what has no values yet."""
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"{type(model).__name__} is no torch.nn.Module: hand over the network itself")
+    name = type(model).__name__
+    for path, module in model.named_modules():
+        if complaint := _foreign(module):
+            what = f"its module `{path}`" if path else "it"
+            raise CaptureError(f"{name} is to be explained, but {what} {complaint}")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for path, t in tensors:
+        if is_lazy(t):
+            raise InputError(
+                f"`{path}` of {name} is not initialized, because a lazy module has not run yet: call the model once"
+            )
+        if t.is_meta:
+            raise InputError(
+                f"`{path}` of {name} is on the meta device and has no values: model.to_empty(device='cpu'), then "
+                "model.load_state_dict(...)"
+            )
+    if len(devices := {str(t.device) for _, t in tensors}) > 1:
+        raise InputError(f"{name} is spread over {', '.join(sorted(devices))}: move it to one, as in model.to('cpu')")
+
+
+def _foreign(module: nn.Module) -> str | None:
+    """What stands in the way of modules that are no ordinary Python code, and the way out."""
+    home = type(module).__module__
+    if isinstance(module, torch.jit.ScriptModule):
+        return (
+            "is a TorchScript module, whose Python code is gone: hand over the network that torch.jit.trace or "
+            "torch.jit.script was given"
+        )
+    if isinstance(module, fx.GraphModule) and any(isinstance(n.target, OpOverload) for n in module.graph.nodes):
+        return "comes from torch.export, which leaves only calls of aten: hand over the network that was exported"
+    if home.startswith("torch.") and ".quantized" in home:
+        return "is quantised and computes with integers: hand over the network in floating point that it was made of"
+    return None
 
 
 def same_model(planned: nn.Module, model: nn.Module) -> None:
@@ -63,20 +132,6 @@ def tensor(x: Tensor, model: nn.Module) -> None:
         raise InputError(f"the input holds {int(bad.sum())} values that are NaN or infinite, the first at {where}")
 
 
-def fingerprint(model: nn.Module) -> tuple:
-    """A cheap mark of the model's state: identity, version and two sums of each parameter and buffer.
-
-    A version changes with the tensor, except through `.data`; the sums show those changes.
-    """
-    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    versions = tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors)
-    if not tensors:
-        return versions
-    flat = [t.detach().flatten() for t in tensors]
-    sums = [part.sum().double().cpu() for t in flat for part in (t, t[:: max(1, len(t) // 16)])]
-    return (*versions, torch.stack(sums).numpy().tobytes())
-
-
 def finite_weights(model: nn.Module) -> None:
     """Raise InputError naming the first parameter or buffer with NaN or Inf."""
     for name, t in (*model.named_parameters(), *model.named_buffers()):
@@ -102,6 +157,32 @@ def run(model: nn.Module, *xs: Tensor) -> Tensor:
     return output
 
 
+def failed(node, error: Exception) -> LRPError:
+    """The error for a node whose computation failed."""
+    where = f" (at {node.place})" if getattr(node, "place", "") else ""
+    return CaptureError(
+        f"node `{node.name}`{where} calls {node.op} and cannot be computed as it was captured: {type(error).__name__}: "
+        f"{error}"
+    )
+
+
+class _Plain(TorchFunctionMode):
+    """Inside, an autocast that the model turns on has no effect."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        with no_autocast():
+            return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_autocast() -> Iterator[None]:
+    """A context without autocast on any device where it is on."""
+    with ExitStack() as off:
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda", "mps", "xpu")):
+            off.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
 def several(model: nn.Module, output) -> CaptureError:
     """The error for a model that returns something other than one tensor."""
     kind = type(output).__name__.removeprefix("immutable_")  # fx has lists and dicts of its own
@@ -109,6 +190,28 @@ def several(model: nn.Module, output) -> CaptureError:
         f"{type(model).__name__} returns a {kind}, not one tensor: wrap it in a module whose forward returns the "
         "tensor of logits"
     )
+
+
+def same(expected: Tensor, output: Tensor, model: nn.Module, xs: Sequence[Tensor], hooked: Sequence[str] = ()) -> None:
+    """Raise CaptureError unless the graph's output is the model's own, in the precision of the inputs.
+
+    A model that turns on autocast in its forward is compared without, which is what its graph computes. `hooked` are
+    modules with hooks, which no graph sees.
+    """
+    try:
+        same_output(expected, output, model)
+    except CaptureError as error:
+        with _Plain():
+            expected = run(model, *xs)
+        try:
+            same_output(expected, output, model)
+        except CaptureError:
+            if not hooked:
+                raise error from None
+            raise CaptureError(
+                f"a forward hook at {', '.join(hooked)} changes what {type(model).__name__} computes, and hooks are "
+                "not part of what is explained: remove it (handle.remove()), or do in forward what it does"
+            ) from None
 
 
 def same_output(expected: Tensor, output: Tensor, model: nn.Module) -> None:

@@ -29,11 +29,19 @@ Target = int | Tensor | None
 class LRP:
     """Layer-wise relevance propagation for a model and a composite.
 
-    The model is captured once and only read. Its parameters may change between calls: modified weights are stored
-    in the explainer's plan, and made anew when they do.
+    The model is captured once and only read. It may be edited between calls: when weights change, those that a rule
+    modified are made anew; when modules, their attributes, parameters or hooks do, the model is captured anew.
+
+    Three edits are not noticed: fewer than 4096 values in a row, of a tensor with more than 2 million, written through
+    `.data` or NumPy; what forward reads from elsewhere than the modules' attributes (globals, closures, objects of
+    other kinds); attributes that forward itself rewrites. Call `refresh` after these.
+
+    Forward hooks are not explained: a model in which one changes the output is refused. Autocast is turned off, around
+    the model and in its forward, since shares in half precision do not add up.
 
     Args:
-        model: maps one tensor (N, ...) to an output (N, K); in eval mode.
+        model: maps one tensor (N, ...) to an output (N, K); in eval mode. Of a model in a wrapper (DataParallel,
+            DistributedDataParallel, AveragedModel, torch.compile's), the model inside is explained.
         composite: which rule where (default `composites.EpsilonPlus()`).
         plan: the plan of another explainer of the same model, instead of a composite; saves the capture.
 
@@ -56,9 +64,22 @@ class LRP:
             raise LRPError(f"{plan!r} is no plan: take that of another explainer, as in LRP(model, plan=first.plan)")
         if plan and plan.composite is not self.composite:
             raise LRPError("this plan has a composite of its own: leave the argument `composite` out")
+        model = checks.inner(model)
+        checks.capturable(model)
         checks.mode(model)
         self.plans = plan.home if plan else Plans(model, self.composite)
         checks.same_model(self.plans.model, model)
+
+    def __getstate__(self) -> dict:
+        """For copies and files: all but the plans, which are made anew from the model there."""
+        return {name: value for name, value in vars(self).items() if name != "plans"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["model"], state["composite"])
+
+    def refresh(self) -> None:
+        """Capture the model anew, after an edit that is not noticed by itself."""
+        self.plans.renew(checks.inner(self.model))
 
     plan = property(lambda self: self.plans.current, doc="Which rule and step at which node, for the last input.")
     graph = property(lambda self: self.plan.graph, doc="The network as nodes.")
@@ -104,9 +125,8 @@ class LRP:
         Raises InputError, TargetError or UnsupportedOperation, each naming the thing and the way out.
         """
         xs = x if isinstance(x, tuple) else (x,)
-        checks.mode(self.model)
-        checks.same_model(self.plans.model, self.model)
-        checks.inputs(xs, self.model)
+        self._follow()
+        checks.inputs(xs, self.plans.model)
         with _exact(xs) as xs:
             plan = self.plans.ready(xs)
             end, wanted = self._named(plan.graph, layers, start)
@@ -118,6 +138,14 @@ class LRP:
         if not isinstance(x, tuple):
             e.relevance = e.relevance[0]
         return e
+
+    def _follow(self) -> None:
+        """Make the plans anew if the model's structure was edited, or another stands in its wrapper."""
+        model = checks.inner(self.model)
+        checks.mode(model)
+        if model is not self.model and model is not self.plans.model:
+            self.refresh()
+        self.plans.follow(model)
 
     @staticmethod
     def _named(graph: Graph, layers: Sequence[str], start: str | None) -> tuple[Node, dict[str, Node]]:
@@ -150,9 +178,9 @@ class LRP:
 
 @contextmanager
 def _exact(xs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-    """The inputs as ordinary tensors, and arithmetic in which shares add up: no inference mode, no TF32."""
+    """The inputs as ordinary tensors, and arithmetic in which shares add up: no inference mode, autocast or TF32."""
     xs = tuple(x.clone() if x.is_inference() else x for x in xs)
-    with torch.inference_mode(False), torch.no_grad(), full_precision(xs[0]):
+    with torch.inference_mode(False), torch.no_grad(), full_precision(xs[0]), checks.no_autocast():
         yield xs
 
 

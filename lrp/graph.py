@@ -60,7 +60,7 @@ class Node:
     def run(self, values: dict["Node", object]) -> object:
         """The node's value from those of the nodes before it, through the BatchNorm folded into it if there is one."""
         value = self.call(*fill(self.args, values), **fill(self.kwargs, values))
-        return value if self.norm is None else self.norm(value)
+        return value if self.norm is None else self.norm.forward(value)
 
     def layer(self, values: dict["Node", object]) -> object:
         """The node's module, or what stands for it where it is a functional call: the arguments as attributes."""

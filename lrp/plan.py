@@ -94,7 +94,6 @@ class Plan:
         self._check_overrides()
         self._check_reach()
         self.home = None  # the `lrp.plans.Plans` that made it
-        self._state = None  # fingerprint of the weights that the stores below belong to
         self._seen: set = set()  # kinds of input for which graph and model were compared
         self._reach: dict[Node, set[Node]] = {}
         self._samples: dict = {}  # where the samples are, by kind of input and number of samples
@@ -104,21 +103,24 @@ class Plan:
         """A new step at this node, for one input."""
         return self._steps[node](self, node)
 
-    def ready(self, xs: tuple[Tensor, ...], model) -> Plan:
-        """Forget modified weights if the model has changed, and compare graph and model on a new kind of input.
+    def forget(self) -> None:
+        """The model's numbers have changed: weights are to be modified anew, graph and model to be compared."""
+        self._weights, self._seen = {}, set()
 
-        Raises InputError for a plan of another model, or for weights that are not finite; CaptureError where the graph
-        does not reproduce the model.
+    def ready(self, xs: tuple[Tensor, ...], hooked: list[str] = ()) -> Plan:
+        """Compare graph and model on a new kind of input, or, for a model with hooks, on every input.
+
+        Raises InputError for weights that are not finite, CaptureError where the graph does not reproduce the model.
         """
-        checks.same_model(self.graph.model, model)
-        state = checks.fingerprint(model)
-        if state != self._state:
+        model = self.graph.model
+        if not self._seen:
             checks.finite_weights(model)
-            self._state, self._weights, self._seen = state, {}, set()
         kind = checks.kind(xs), len(xs[0]) if self.graph.recorded else None
-        if kind not in self._seen:
-            checks.same_output(checks.run(model, *xs), forward(self, xs).output, model)
+        if hooked or kind not in self._seen:
+            checks.same(checks.run(model, *xs), forward(self, xs).output, model, xs, hooked)
             self._seen.add(kind)
+            if self.home:
+                self.home.watch.note()
         return self
 
     def samples_of(self, xs: tuple[Tensor, ...]) -> dict[Node, Samples] | None:

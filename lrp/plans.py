@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from . import checks
+from . import checks, edits
 from .composites import Composite
 from .errors import CaptureError, NeedsExample
 from .plan import Plan
@@ -27,14 +27,29 @@ class Plans:
     """
 
     def __init__(self, model: nn.Module, composite: Composite):
-        self.model, self.composite = model, composite
-        self.by_shape: OrderedDict[tuple, Plan] = OrderedDict()  # the last one used stands last
-        self.general: Plan | None = None
-        self.trouble: CaptureError | None = None  # why there is no general plan
+        self.composite = composite
+        self.renew(model)
+
+    def renew(self, model: nn.Module) -> None:
+        """Capture the model anew, whatever has happened; after an error nothing has changed."""
+        checks.capturable(model)
+        checks.mode(model)
+        general, trouble = None, None
         try:
-            self.general = self._plan()
+            general = self._plan(model)
         except NeedsExample as error:
-            self.trouble = error
+            trouble = error
+        self.model, self.general = model, general
+        self.trouble: CaptureError | None = trouble  # why there is no general plan
+        self.by_shape: OrderedDict[tuple, Plan] = OrderedDict()  # the last one used stands last
+        self.hooked = edits.hooked(model)
+        self.watch = edits.Watch(model)
+
+    def follow(self, model: nn.Module) -> None:
+        """Capture anew, for all who share these plans, if the structure of the model was edited."""
+        checks.same_model(self.model, model)
+        if not self.watch.same_structure():
+            self.renew(model)
 
     @property
     def current(self) -> Plan:
@@ -50,9 +65,12 @@ class Plans:
 
         Raises CaptureError, UnsupportedOperation or InputError.
         """
+        if not self.watch.same_content():
+            for plan in filter(None, (self.general, *self.by_shape.values())):
+                plan.forget()
         if self.general is not None and len(xs) == len(self.general.graph.inputs):
             try:
-                return self.general.ready(xs, self.model)
+                return self.general.ready(xs, self.hooked)
             except CaptureError as error:
                 self.general, self.trouble = None, error
         kind = checks.kind(xs)
@@ -60,7 +78,7 @@ class Plans:
             if key in self.by_shape:
                 self.by_shape.move_to_end(key)
                 try:
-                    return self.by_shape[key].ready(xs, self.model)
+                    return self.by_shape[key].ready(xs, self.hooked)
                 except CaptureError:  # what was recorded held for another number of samples
                     if key[1] is not None:
                         raise
@@ -69,7 +87,7 @@ class Plans:
     def _recorded(self, xs: tuple[Tensor, ...], key: tuple) -> Plan:
         checks.run(self.model, *xs)  # what the model says of an input that it cannot take comes first
         try:
-            plan = self._plan(xs).ready(xs, self.model)
+            plan = self._plan(self.model, xs).ready(xs, self.hooked)
         except CaptureError as error:
             raise error from self.trouble
         self.by_shape[key] = plan
@@ -77,7 +95,7 @@ class Plans:
             self.by_shape.popitem(last=False)
         return plan
 
-    def _plan(self, example: tuple[Tensor, ...] | None = None) -> Plan:
-        plan = Plan(capture(self.model, self.composite.fold_batchnorm, example), self.composite)
+    def _plan(self, model: nn.Module, example: tuple[Tensor, ...] | None = None) -> Plan:
+        plan = Plan(capture(model, self.composite.fold_batchnorm, example), self.composite)
         plan.home = self
         return plan

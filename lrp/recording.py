@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from . import checks
 from . import kinds as v
 from .errors import CaptureError
 from .translation import Traced, place
@@ -91,7 +92,7 @@ class Recorder(TorchFunctionMode):
             self.data.add(node)
             self.trace.inputs[node] = v.INPUT if x.is_floating_point() else v.CONSTANT
         with _calls_through(self), torch.no_grad(), self:
-            output = self.model(*xs)
+            output = self.model.forward(*xs)
         self.graph.output(self._written(output))
         return self.trace
 
@@ -119,20 +120,20 @@ class Recorder(TorchFunctionMode):
             self._mark(value, self._node("call_function", func, *written))
         return value
 
-    def call(self, original: Callable, module: nn.Module, args: tuple, kwargs: dict):
-        """A call of a module: one node for a leaf, what its forward does for others."""
-        path = self.names.get(module)
-        outside = self.inside
+    def call(self, module: nn.Module, args: tuple, kwargs: dict):
+        """A call of a module, without its hooks: one node for a leaf, what its forward does for others."""
+        wrapper, module = self.names.get(module), checks.inner(module)
+        path, outside = self.names.get(module), self.inside
         self.inside = outside if path is None else path
         if path and self.is_leaf(module, path):
             written = self._written(args), self._written(kwargs)
             with torch._C.DisableTorchFunction():
-                value = original(module, *args, **kwargs)
+                value = module.forward(*args, **kwargs)
             self._mark(value, self._node("call_module", path, *written))
         else:
-            value = original(module, *args, **kwargs)
-        if path and isinstance(value, Tensor) and value in self.nodes:
-            self.trace.returned[path] = self.nodes[value]
+            value = module.forward(*args, **kwargs)
+        if isinstance(value, Tensor) and value in self.nodes:
+            self.trace.returned |= {name: self.nodes[value] for name in (wrapper, path) if name}
         self.inside = outside  # not reached after an error, so that `inside` names the module where it happened
         return value
 
@@ -205,7 +206,7 @@ def _calls_through(recorder: Recorder):
     def call(module, *args, **kwargs):
         if get_ident() != thread or torch._C._is_torch_function_all_disabled():
             return original(module, *args, **kwargs)
-        return recorder.call(original, module, args, kwargs)
+        return recorder.call(module, args, kwargs)
 
     with ONE_AT_A_TIME:
         original, nn.Module.__call__ = nn.Module.__call__, call

@@ -12,6 +12,7 @@ import inspect
 import torch
 from torch import Tensor, fx, nn
 
+from . import checks
 from . import kinds as v
 from .errors import CaptureError, NeedsExample
 from .graph import Graph, fold
@@ -28,6 +29,7 @@ def capture(model: nn.Module, fold_batchnorm: bool = True, example: Tensor | tup
 
     Raises CaptureError with the way out where a model cannot be followed.
     """
+    checks.capturable(model)
     if isinstance(model, fx.GraphModule) and example is None:
         trace = Traced(model.graph, _given(model.graph))
     elif example is None:
@@ -37,11 +39,6 @@ def capture(model: nn.Module, fold_batchnorm: bool = True, example: Tensor | tup
     graph = Translation(model, trace).graph()
     graph.recorded = example is not None
     return fold(graph) if fold_batchnorm else graph
-
-
-def is_leaf(module: nn.Module, name: str) -> bool:
-    """Is this module one node, whose inside is not looked at? torch's own are, and registered ones."""
-    return fx.Tracer().is_leaf_module(module, name) or isinstance(module, tuple(v.REGISTERED))
 
 
 def required(model: nn.Module) -> list[str]:
@@ -54,11 +51,15 @@ def _record(model: nn.Module, example: tuple[Tensor, ...]) -> Traced:
     """The trace of a run on other values in the range of the example's."""
     names = [name for name, p in inspect.signature(model.forward).parameters.items() if p.kind != p.VAR_KEYWORD]
     names += [f"input{i}" for i in range(len(names), len(example))]  # forward(self, *inputs)
-    recorder = Recorder(model, is_leaf)
+    recorder = Recorder(model, _Tracer().is_leaf_module)
+    before = [(module, dict(vars(module))) for module in model.modules()]
     try:
         return recorder.record(tuple(map(_other, example)), names[: len(example)])
     except CaptureError as error:
         raise CaptureError(f"{type(model).__name__} could not be traced{_where(recorder.inside)}: {error}") from error
+    finally:
+        for module, held in before:
+            _restored(module, held)
 
 
 def _other(x: Tensor) -> Tensor:
@@ -82,13 +83,16 @@ class _Tracer(fx.Tracer):
         self.notes = Traced(None)
 
     def is_leaf_module(self, m, qualname):
-        return super().is_leaf_module(m, qualname) or isinstance(m, tuple(v.REGISTERED))
+        """Is this module one node, whose inside is not looked at? torch's own are, and registered ones."""
+        known = super().is_leaf_module(m, qualname) or isinstance(m, tuple(v.REGISTERED))
+        return known and "forward" not in vars(m)  # one that was patched is no longer what its class says
 
     def call_module(self, m, forward, args, kwargs):
+        wrapper, m = self.path_of_module(m), checks.inner(m)
         outside, self.inside = self.inside, self.path_of_module(m)
-        out = super().call_module(m, forward, args, kwargs)
+        out = super().call_module(m, m.forward, args, kwargs)  # without hooks, which would meet proxies
         if isinstance(out, fx.Proxy):
-            self.notes.returned[self.inside] = out.node
+            self.notes.returned[wrapper] = self.notes.returned[self.inside] = out.node
         self.inside = outside  # not reached after an error, so that `inside` names the module where it happened
         return out
 
@@ -102,7 +106,7 @@ class _Tracer(fx.Tracer):
         if len(needed := required(model)) > 1:
             raise NeedsExample(f"{type(model).__name__}.forward takes {len(needed)} inputs ({', '.join(needed)})")
         params = list(inspect.signature(model.forward).parameters.values())
-        before = set(vars(model))
+        before = [(module, dict(vars(module))) for module in model.modules()]
         defaults = {p.name: p.default for p in params[1:] if p.default is not p.empty}
         try:
             self.notes.graph = self.trace(model, concrete_args=defaults or None)
@@ -112,11 +116,19 @@ class _Tracer(fx.Tracer):
                 f"on the data cannot be followed: {ALONE}"
             ) from error
         finally:
-            # A tensor that forward makes, as in x + torch.ones(3), fx stores on the model as `_tensor_constant0`.
-            # Move it here: the model stays as it was, and the next capture cannot meet it.
-            self.notes.constants = {name: vars(model).pop(name) for name in set(vars(model)) - before}
+            # What tracing leaves on modules goes again: notes of forward's own, which now are proxies, and tensors that
+            # forward makes, as in x + torch.ones(3), which fx stores on the model as `_tensor_constant0`.
+            made = [_restored(module, held) for module, held in before]
+            self.notes.constants = made[0]
         self.notes.inputs = _given(self.notes.graph)
         return self.notes
+
+
+def _restored(module: nn.Module, held: dict) -> dict:
+    """Give a module the attributes back that it had, and return those that are new."""
+    now = vars(module)
+    now |= {name: value for name, value in held.items() if now.get(name) is not value}
+    return {name: now.pop(name) for name in set(now) - set(held)}
 
 
 def _given(graph: fx.Graph) -> dict[fx.Node, str]:

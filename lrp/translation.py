@@ -117,10 +117,10 @@ class Translation:
 
     def _call_module(self, fx_node: fx.Node) -> tuple[Node, bool]:
         module = self.model.get_submodule(fx_node.target)
-        inplace, call = bool(getattr(module, "inplace", False)), module
+        inplace, call = bool(getattr(module, "inplace", False)), module.forward  # without hooks
         if inplace:  # the twin has the same parameters
-            call = copy.copy(module)
-            call.inplace = False
+            twin = copy.copy(module)
+            twin.inplace, call = False, twin.forward
         name, kind, op = self._name(fx_node.target), v.kind_of_module(module), v.module_name(module)
         return related(Node(name, kind, op, call, *self._arguments(fx_node), module=module)), inplace
 

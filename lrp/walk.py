@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .errors import CaptureError, LRPError
+from .checks import failed
+from .errors import LRPError
 from .explanation import Row
 from .graph import Node
 from .propagate import Shares, total
@@ -46,13 +47,10 @@ def forward(plan, xs: tuple[Tensor, ...], end: Node | None = None) -> Run:
     reach = plan.reach(end)
     for node in graph.nodes:
         run.nodes.append(node)
-        if node in run.inputs:
-            value = run.inputs[node]
-        elif node in reach:
-            value = _step(plan, run, node, values)
-        else:
-            value = node.run(values)
-        values[node] = value
+        if node in reach:
+            run.steps[node] = plan.step(node)
+        given = node in run.inputs
+        values[node] = value = run.inputs[node] if given else _value(node, run.steps.get(node), values)
         if isinstance(value, Tensor) and node.carries:
             run.shapes[node] = value.shape
             if known is None and node in reach:
@@ -70,16 +68,16 @@ def forward(plan, xs: tuple[Tensor, ...], end: Node | None = None) -> Run:
     return run
 
 
-def _step(plan, run: Run, node: Node, values: dict) -> object:
-    """The value of a node that carries relevance, and its step."""
-    step = run.steps[node] = plan.step(node)
+def _value(node: Node, step, values: dict) -> object:
+    """The value of a node; whatever goes wrong in it becomes an error that names the node."""
     try:
-        return step.forward(values)
-    except (LRPError, torch.OutOfMemoryError):
+        return node.run(values) if step is None else step.forward(values)
+    except (LRPError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        where = f" (at {node.place})" if node.place else ""
-        raise CaptureError(f"node `{node.name}`{where} cannot be computed again: {error}") from error
+        if "memory" in str(error):  # on the CPU, torch raises a bare RuntimeError
+            raise
+        raise failed(node, error) from error
 
 
 @dataclass
