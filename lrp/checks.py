@@ -116,6 +116,8 @@ def tensor(x: Tensor, model: nn.Module) -> None:
     """Raise InputError unless x is a finite, non-empty batch in the model's dtype and on its device."""
     if not isinstance(x, Tensor):
         raise InputError(f"the input must be a tensor (N, ...), not {type(x).__name__}")
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        raise InputError("the input stands inside torch.func (vmap, grad or the like): explain it outside of that")
     if x.dim() < 2 or len(x) == 0:
         raise InputError(f"the input must be a batch (N, ...) with N >= 1; its shape is {tuple(x.shape)}")
     if x.dtype not in TOLERANCE:
