@@ -16,7 +16,7 @@ from . import checks, seeds
 from .composites import Composite, EpsilonPlus
 from .errors import LRPError
 from .explanation import Explanation
-from .graph import Graph, Node
+from .graph import Node
 from .plan import Plan
 from .plans import Plans
 from .propagate import total
@@ -118,7 +118,9 @@ class LRP:
             seed: where relevance starts (default `seeds.Logit()`), or a tensor shaped like the output (N, K),
                 or (T, N, K), which then is the relevance at the output; `target` is not used in that case.
             layers: names of modules whose output relevance is wanted.
-            start: name of a hidden module; relevance then starts at its output, and a target is one of its units.
+            start: "logits", where the network ends in a sigmoid or softmax: relevance then starts before it, which
+                is where any other network ends anyway. Or the name of a hidden module: relevance then starts at its
+                output, which is `output`, and a target is one of its units.
                 Where that output is (N, C, H, W), the target c is a whole channel and the tuple (c, y, x) one unit
                 of it; several targets are a list.
 
@@ -129,9 +131,9 @@ class LRP:
         checks.inputs(xs, self.plans.model)
         with _exact(xs) as xs:
             plan = self.plans.ready(xs)
-            end, wanted = self._named(plan.graph, layers, start)
+            end, wanted = self._named(plan, layers, start)
             run = forward(plan, xs, end)
-            begin = seeds.begin(run.output, target, seed, self.model, start)
+            begin = seeds.begin(run.output, target, seed, self.model, start, plan.gives_sigmoids(end))
             contrast = plan.graph.feeding(end) if begin.opposite else set()
             found = back(run, begin.R, set(wanted.values()), contrast)
         e = self._account(begin, run.output, found, wanted)
@@ -148,11 +150,10 @@ class LRP:
         self.plans.follow(model)
 
     @staticmethod
-    def _named(graph: Graph, layers: Sequence[str], start: str | None) -> tuple[Node, dict[str, Node]]:
+    def _named(plan: Plan, layers: Sequence[str], start: str | None) -> tuple[Node, dict[str, Node]]:
         """The node where relevance starts, and those whose relevance is wanted."""
         names = [layers] if isinstance(layers, str) else layers
-        end = graph.output if start is None else graph.find(start)
-        return end, {name: graph.find(name) for name in names}
+        return plan.start(start), {name: plan.graph.find(name) for name in names}
 
     def _account(self, begin, output: Tensor, found, wanted: dict[str, Node]) -> Explanation:
         """The explanation, audited; its relevance is a tuple, one for each input."""

@@ -39,8 +39,9 @@ _NAMES = {
     ADD: "add radd iadd sub isub rsub subtract",
     PRODUCT: "mul rmul imul multiply div truediv true_divide itruediv divide",
     ACTIVATION: "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign tanh "
-    "sigmoid hardswish hardsigmoid hardtanh logsigmoid tanhshrink softshrink hardshrink threshold alpha_dropout "
-    f"feature_alpha_dropout clamp clamp_min clamp_max clip float double half bfloat16 type_as neg {_SIGN_KEEPERS}",
+    "sigmoid special_expit logsigmoid log_sigmoid hardswish hardsigmoid hardtanh tanhshrink softshrink hardshrink "
+    "threshold alpha_dropout feature_alpha_dropout clamp clamp_min clamp_max clip float double half bfloat16 type_as "
+    f"neg {_SIGN_KEEPERS}",
     REARRANGE: "flatten reshape view permute transpose t squeeze unsqueeze chunk split unbind getitem cat "
     "concat concatenate stack expand expand_as repeat tile movedim moveaxis swapaxes swapdims narrow select "
     "index_select gather take_along_dim diagonal rot90 fliplr flipud setitem max_unpool#d tensor_split hsplit vsplit "
@@ -70,13 +71,22 @@ REGISTERED: dict[type, str] = {}  # further leaf modules and their kinds: see `r
 
 # Sets of operations (`Node.op`): lower-case names of torch's modules, or names of its functions and methods.
 PADS = {name for word in _words(_PADDINGS) for name in (word, word.replace("_", ""))}
-NONNEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus"}  # for any input, >= 0 comes out
+NONNEGATIVE = {"relu", "relu6", "sigmoid", "special_expit", "hardsigmoid", "softplus"}  # for any input, >= 0 comes out
 KEEPS_SIGN = {AVERAGE, MAXIMUM, REARRANGE, PIECES, PRODUCT, LRN}  # kinds: >= 0 in, >= 0 out
 KEEPS_SIGN_NAMES = set(_words(_SIGN_KEEPERS))  # the same for activations
 LOSES_SIGN_NAMES = {"interpolate", "upsample"} | PADS  # bicubic weights and padded constants may be negative
-GATES = {"sigmoid", "hardsigmoid", "softmax"}  # a factor made by one of these is the gate of a product
+GATES = {"sigmoid", "special_expit", "hardsigmoid", "softmax"}  # a factor made by one of these is the gate of a product
 SOFTMAXES = {"softmax", "log_softmax", "softmin", "logsoftmax", "softmax2d", "gumbel_softmax"}
 RECURRENT = {"lstm", "gru", "rnn", "multiheadattention", "multi_head_attention_forward"}  # these give several tensors
+SOFTMAXES |= {"special_softmax", "special_log_softmax"}
+SIGMOIDS = {
+    "sigmoid",
+    "hardsigmoid",
+    "logsigmoid",
+    "log_sigmoid",
+    "special_expit",
+}  # each class a probability, or its log
+ENDS = SIGMOIDS | {"softmax", "log_softmax", "logsoftmax", "softmax2d", "special_softmax", "special_log_softmax"}
 DIVISIONS = {"div", "truediv", "true_divide", "divide"}
 PIECEWISE = set("chunk split unbind tensor_split hsplit vsplit dsplit split_with_sizes".split())
 _POOLS = _words(_MAX_POOLS)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from . import checks, steps
+from . import checks, ends, steps
 from . import kinds as v
 from .errors import LRPError
 from .graph import Graph, Node, reachable
@@ -92,6 +92,7 @@ class Plan:
         self._steps = {node: self._step(node) for node in carrying}
         self.overwriting = {node for node in carrying if self._may_overwrite(node)}
         self._check_overrides()
+        self.ends = [node for node in ends.ends(graph) if not self._overridden(node)]
         self._check_reach()
         self.home = None  # the `lrp.plans.Plans` that made it
         self._seen: set = set()  # kinds of input for which graph and model were compared
@@ -139,6 +140,24 @@ class Plan:
             self._reach[end] = reachable(end, lambda node: ways.get(node, ())) - set(self.graph.inputs)
         return self._reach[end]
 
+    def start(self, name: str | None) -> Node:
+        """The node where relevance starts: the output, the logits behind a sigmoid or softmax, or the named one.
+
+        Raises UnsupportedOperation for an output that is no logits, InputError for a name that is not known.
+        """
+        if name not in (None, ends.LOGITS) or name in self.graph.names or name in self.graph.modules:
+            return self.graph.find(name)
+        if not self.ends:
+            return self.graph.output
+        before = ends.logits(self.graph, self.ends)
+        if name is None or before is None:
+            raise ends.refused(self.graph, self.ends)
+        return before
+
+    def gives_sigmoids(self, node: Node) -> bool:
+        """Is the network's output the sigmoid of this node?"""
+        return any(end.op in v.SIGMOIDS and end.inputs[0] is node for end in self.ends)
+
     def weights(self, node: Node, operator) -> tuple[tuple, dict]:
         """Weight and bias of a node and the parts made of them, stored between calls where that is safe."""
         if not (operator.cacheable and node.module is not None):
@@ -169,6 +188,9 @@ class Plan:
         (source,) = node.inputs
         return self.graph.users[source] == 1 and not reads_output(self.rules[source])
 
+    def _overridden(self, node: Node) -> bool:
+        return any(self.composite.names(pattern, node) for pattern in self.composite.overrides)
+
     def _check_overrides(self) -> None:
         for pattern in self.composite.overrides:
             if not any(self.composite.names(pattern, node) for node in self.graph.nodes):
@@ -181,7 +203,8 @@ class Plan:
     def _check_reach(self) -> None:
         """Complain now, not after a forward pass, about a node without a rule that relevance would reach."""
         ways = {node: step.reached(node) for node, step in self._steps.items()}
-        seen = reachable(self.graph.output, lambda node: ways.get(node, ()))
+        starts = [end.inputs[0] for end in self.ends] or [self.graph.output]
+        seen = set().union(*(reachable(start, lambda node: ways.get(node, ())) for start in starts))
         blocked = [node for node in self.rules if node in seen and issubclass(self._steps[node], steps.Refused)]
         if blocked:
             raise no_rule(*blocked)

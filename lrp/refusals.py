@@ -29,11 +29,6 @@ def _way_out(node: Node) -> str:
         return f"({node.op}) gives several tensors, which no rule shares: begin at a later node, by start="
     override = f"pass overrides={{'{node.name}': rules.Pass()}}"
     hint = f"{override} to let relevance through, or rules.Epsilon() to share it"
-    if node.op in v.SOFTMAXES:
-        hint = (
-            "relevance should start at the logits: take the softmax off the end of the model (seeds.Probability() "
-            f"scales the logit's relevance by it), or {override}"
-        )
     return f"calls {node.op}, which has no rule: {hint}"
 
 

@@ -6,7 +6,7 @@ linear in it, so contrasts between classes are seeds too: one signed pass instea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +53,15 @@ class OneHot(Seed):
 
 @dataclass(frozen=True)
 class Probability(Seed):
-    """Relevance starts as the target's softmax probability, at the logit (otsuki2024layer)."""
+    """Relevance starts as the target's softmax probability, at the logit (otsuki2024layer).
+
+    `sigmoid`: the probability is the sigmoid of the class's own logit, as it is by itself where the network ends so.
+    """
+
+    sigmoid: bool = False
 
     def __call__(self, output, target):
-        return one_hot(target, output) * output.softmax(-1)
+        return one_hot(target, output) * (output.sigmoid() if self.sigmoid else output.softmax(-1))
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,16 @@ class SoftmaxGradient(Seed):
     """SGLRP: R_t = y_t (1 - y_t), R_n = -y_t y_n, with y the softmax (iwana2019explaining).
 
     The seed is d y_t / d f; it sums to zero. Deviation from the released code: one signed pass, no rescaling.
+    `sigmoid`: y is the sigmoid, as it is by itself where the network ends in one, and only R_t is not zero.
     """
 
+    sigmoid: bool = False
+
     def __call__(self, output, target):
-        y = output.softmax(-1)
         t = one_hot(target, output)
+        if self.sigmoid:
+            return t * output.sigmoid() * (-output).sigmoid()
+        y = output.softmax(-1)
         y_t = (t * y).sum(-1, keepdim=True)
         return y_t * (t - y)
 
@@ -153,8 +163,18 @@ class Begin:
         return relevance if self.seed is None else self.seed.finish(relevance)
 
 
-def begin(output: Tensor, target, seed: Seed | Tensor | None, model: nn.Module, start: str | None = None) -> Begin:
-    """Relevance at `output`, the network's or that of the hidden module `start`; the arguments are `LRP.explain`'s."""
+def begin(
+    output: Tensor,
+    target,
+    seed: Seed | Tensor | None,
+    model: nn.Module,
+    start: str | None = None,
+    sigmoid: bool = False,
+) -> Begin:
+    """Relevance at `output`, the network's or that of the hidden module `start`; the arguments are `LRP.explain`'s.
+
+    `sigmoid`: the network gives the sigmoid of this output.
+    """
     if isinstance(seed, Tensor):
         checks.seed(seed, output)
         single = seed.dim() == output.dim()
@@ -162,6 +182,8 @@ def begin(output: Tensor, target, seed: Seed | Tensor | None, model: nn.Module, 
     if seed is not None and not isinstance(seed, Seed):
         raise InputError(f"{seed!r} is no seed: make one, as in seeds.Logit(), or hand over a tensor")
     seed = Logit() if seed is None else seed
+    if sigmoid and hasattr(seed, "sigmoid"):
+        seed = replace(seed, sigmoid=True)
     if start is not None and output.dim() > 2:
         single = not isinstance(target, list)
         R = [_in_space(one, output, seed, start) for one in ([target] if single else target)]

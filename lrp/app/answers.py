@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import __version__, checks, composites
+from ..ends import LOGITS, probabilities
 from ..engine import LRP
 from ..errors import DataError
 from ..explanation import Explanation
@@ -116,9 +117,9 @@ class Question:
     def ask(self, image: Tensor) -> Answer:
         """Explain an image (C, H, W) in [0, 1]."""
         with warnings.catch_warnings(record=True) as caught:
-            e = self.explainer.explain(self._input(image), self.targets, self.seed)
+            e = self.explainer.explain(self._input(image), self.targets, self.seed, start=LOGITS)
+        p = probabilities(e.output, self.explainer.plan.ends)[0].double().cpu()
         logits, asked = e.output[0].double().cpu(), e.target[:, 0].tolist()
-        p = logits.softmax(0) if len(logits) > 1 else logits.sigmoid()
         best = logits.topk(min(5, len(logits))).indices.tolist()
         rows = {"class": best, "p": [f"{p[k]:.1%}" for k in best], "logit": [f"{logits[k]:+.2f}" for k in best]}
         relevance = e.relevance[:, 0].float().cpu()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from .. import checks
 from ..data import models
 from ..data.normalizer import Normalizer
 from ..errors import DataError, LRPError
@@ -72,6 +73,7 @@ def _from_code(name: str) -> nn.Module:
         ) from error
     if not isinstance(made, nn.Module) or not list(made.parameters()):
         raise OptionError(f"{name}() gives a {type(made).__name__}, not a torch.nn.Module with weights")
+    checks.capturable(made)
     return made
 
 

@@ -258,6 +258,21 @@ def gray():
 def scalar():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
 
+def labels(*end):
+    return nn.Sequential(*gray(), *(end or [nn.Sigmoid()]))
+
+def classes():
+    return labels(nn.LogSoftmax(1))
+
+def parallel():
+    return nn.DataParallel(labels())
+
+def scripted():
+    return torch.jit.script(labels())
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
 def decoder():
     return nn.Conv2d(3, 3, 3)
 
@@ -299,6 +314,23 @@ def test_an_own_network_with_own_classes_and_weights(here, own, capsys):
     assert "has 3 lines" in usage(capsys, "scene.png", "--model", "scene_vgg", "--classes", "classes.txt")
 
 
+@pytest.mark.parametrize("name", ["gray", "labels", "classes", "parallel"])
+def test_a_probability_is_squashed_once(here, own, capsys, name):
+    """A network that ends in a sigmoid or softmax prints its own output, and is explained from its logits."""
+    sys.path.insert(0, str(here))
+    model = __import__(own).gray().eval()
+    assert explain("scene.png", "--model", f"{own}:{name}", "--size", 24, "--mean", 0.5, "--std", 0.25, "--npy") == 0
+    question = Question(model=f"{own}:gray", size=24, mean=(0.5,), std=(0.25,))
+    x = question.preparation.normalizer(question.preparation.read("scene.png"))[None]
+    logits = model(x).detach()
+    p, k = (logits.softmax(1) if name in ("gray", "classes") else logits.sigmoid())[0], int(logits.argmax())
+    said = capsys.readouterr().out
+    assert f"scene.lrp.png: class {k}, {p[k]:.1%}" in said and all(f"{one:.1%}" in said for one in p)
+    R = LRP(model, question.explainer.composite).attribute(x)
+    np.testing.assert_allclose(np.load("scene.lrp.npy"), R[0], atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_networks_that_cannot_be_explained(own, capsys):
     picture = ("scene.png", "--size", 32, "--model")
     assert "gives an output of shape (1, 3, 30, 30), not (N, K)" in failure(capsys, *picture, f"{own}:decoder")
@@ -310,6 +342,8 @@ def test_networks_that_cannot_be_explained(own, capsys):
     assert "near it: resnet18" in usage(capsys, *picture, "resnet81")
     assert "no other class to contrast with" in usage(capsys, *picture, f"{own}:scalar", "--contrastive")
     assert explain(*picture, f"{own}:scalar", "--contrastive=2") == 0
+    assert "it is a TorchScript module" in failure(capsys, *picture, f"{own}:scripted")
+    assert "a lazy module has not run yet: call the model once" in failure(capsys, *picture, f"{own}:lazy")
     assert "multiheadattention) gives several tensors, which no rule shares" in failure(
         capsys, "scene.png", "--model", "torchvision.models:vit_b_32"
     )

@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from lrp import LRP, CaptureError, InputError, LRPError, composites
+from lrp.walk import forward
 
 PLUS = composites.EpsilonPlus
 X = torch.linspace(-4, 4, 2 * 3 * 8 * 8).sin().view(2, 3, 8, 8)
@@ -239,9 +240,18 @@ class Sized(nn.Module):
         return self.part(x).view(2 if isinstance(x, torch.Tensor) else 5, -1)
 
 
+def test_a_graph_that_fails_is_recorded_anew():
+    model = Sized().eval()
+    e = LRP(model, composites.EpsilonPlus()).explain(X, seed=torch.ones_like(model(X)))
+    assert torch.allclose(e.output, model(X)) and e.imbalance < 1e-5
+
+
 def test_an_error_of_the_graph_names_the_node():
-    with pytest.raises(CaptureError, match=r"node `view` calls view and cannot be computed.*RuntimeError: shape '\[5"):
-        LRP(Sized().eval()).attribute(X, seed=torch.ones(2, 36))
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 3)).eval()
+    with pytest.raises(
+        CaptureError, match=r"node `2` calls linear and cannot be computed.*RuntimeError: mat1 and mat2"
+    ):
+        forward(LRP(model).plan, (X[..., :5, :5],))
 
 
 def test_too_little_memory_is_no_fault_of_the_graph():
