@@ -41,8 +41,8 @@ HOMES = tuple(f"{Path(file).parent}/" for file in (torch.__file__, __file__))
 def place() -> str:
     """File and line of the nearest call outside torch and this package, as timm/layers/padding.py:28."""
     frame = sys._getframe(1)
-    while frame and (frame.f_code.co_filename.startswith((*HOMES, "<")) or "__torch_function__" in frame.f_locals):
-        frame = frame.f_back
+    while frame and frame.f_code.co_filename.startswith((*HOMES, "<")):
+        frame = None if frame.f_code.co_name in ("follow", "record") else frame.f_back  # where tracing began
     if frame is None:
         return ""
     path = Path(frame.f_code.co_filename)
