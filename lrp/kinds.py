@@ -44,9 +44,9 @@ _NAMES = {
     f"neg {_SIGN_KEEPERS}",
     REARRANGE: "flatten reshape view permute transpose t squeeze unsqueeze chunk split unbind getitem cat "
     "concat concatenate stack expand expand_as repeat tile movedim moveaxis swapaxes swapdims narrow select "
-    "index_select gather take_along_dim diagonal rot90 fliplr flipud setitem max_unpool#d tensor_split hsplit vsplit "
-    "dsplit split_with_sizes pixel_shuffle pixel_unshuffle channel_shuffle unflatten roll flip view_as reshape_as "
-    f"ravel {_PADDINGS}",
+    "index_select gather take_along_dim diagonal rot90 fliplr flipud setitem copy write_part read_part max_unpool#d "
+    "tensor_split hsplit vsplit dsplit split_with_sizes pixel_shuffle pixel_unshuffle channel_shuffle unflatten roll "
+    f"flip view_as reshape_as ravel {_PADDINGS}",
     AVERAGE: "avg_pool#d adaptive_avg_pool#d mean sum interpolate upsample",
     MAXIMUM: f"{_MAX_POOLS} amax amin maximum",
     NORM: "layer_norm group_norm instance_norm instance_norm#d rms_norm normalize",

@@ -72,6 +72,16 @@ def setitem(x: Tensor, index, value) -> Tensor:
     return x
 
 
+def write_part(x: Tensor, index: Tensor, part: Tensor) -> Tensor:
+    """x with `part` at these places of it, as a new tensor."""
+    return x.flatten().index_put((index.flatten(),), part.flatten()).view(x.shape)
+
+
+def read_part(x: Tensor, index: Tensor) -> Tensor:
+    """What stands at these places of x."""
+    return x.flatten()[index]
+
+
 class Recorder(TorchFunctionMode):
     """Writes down what a model calls; `record` gives the trace."""
 
@@ -79,7 +89,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.model, self.is_leaf, self.inside = model, is_leaf, ""
         self.graph = fx.Graph()
-        self.trace = Traced(self.graph)
+        self.trace = Traced(self.graph, recorded=True)
         self.nodes = WeakIdKeyDictionary()  # tensor -> the node of its value
         self.data: set[fx.Node] = set()  # nodes whose values depend on the input's
         self.names = {module: name for name, module in model.named_modules()}
@@ -111,6 +121,7 @@ class Recorder(TorchFunctionMode):
             func, args = REVERSED[name], (args[1], args[0])
         written = self._written(args), self._written(kwargs)  # before the call, which may change its arguments
         value = func(*args, **kwargs)
+        changed = args and isinstance(args[0], Tensor) and _changes(func, kwargs, name)
         known = _nodes(written)
         if name == "__setitem__" and known:
             self._mark(args[0], self._node("call_function", setitem, *written))
@@ -118,6 +129,8 @@ class Recorder(TorchFunctionMode):
             return self._sizes(value, self._node("call_function", func, *written))
         elif known and _holds_tensor(value):  # all else is a constant of the network, or a fact about a tensor
             self._mark(value, self._node("call_function", func, *written))
+        if changed and known:
+            self._follow_views(args[0])
         return value
 
     def call(self, module: nn.Module, args: tuple, kwargs: dict):
@@ -129,13 +142,39 @@ class Recorder(TorchFunctionMode):
             written = self._written(args), self._written(kwargs)
             with torch._C.DisableTorchFunction():
                 value = module.forward(*args, **kwargs)
-            self._mark(value, self._node("call_module", path, *written))
+                self._mark(value, self._node("call_module", path, *written))
+                if args and value is args[0] and getattr(module, "inplace", False):
+                    self._follow_views(value)
         else:
             value = module.forward(*args, **kwargs)
         if isinstance(value, Tensor) and value in self.nodes:
             self.trace.returned |= {name: self.nodes[value] for name in (wrapper, path) if name}
         self.inside = outside  # not reached after an error, so that `inside` names the module where it happened
         return value
+
+    def _follow_views(self, changed: Tensor) -> None:
+        """A tensor was changed in place: so were those that share its memory, and get new nodes."""
+        home = changed.untyped_storage().data_ptr()
+        others = [t for t in list(self.nodes) if t is not changed and t.untyped_storage().data_ptr() == home]
+        if not others:
+            return
+        whole = next((t for t in (changed, *others) if _fills(t)), None)
+        if whole is None:
+            raise CaptureError(
+                f"at {place()} the network changes a tensor in place whose memory others share, and none of them holds "
+                "all of it: write that without in-place calls"
+            )
+        numbers = torch.empty_like(whole, dtype=torch.long).copy_(torch.arange(whole.numel()).view(whole.shape))
+
+        def places(t: Tensor) -> Tensor:
+            return numbers.as_strided(t.shape, t.stride(), t.storage_offset() - whole.storage_offset()).clone()
+
+        if changed is not whole:
+            terms = self.nodes[whole], places(changed), self.nodes[changed]
+            self.nodes[whole] = self._node("call_function", write_part, terms, {})
+        for t in others:
+            if t is not whole:
+                self.nodes[t] = self._node("call_function", read_part, (self.nodes[whole], places(t)), {})
 
     def size(self, value, call: Callable, *terms):
         """The result of arithmetic with sizes."""
@@ -214,6 +253,17 @@ def _calls_through(recorder: Recorder):
             yield
         finally:
             nn.Module.__call__ = original
+
+
+def _changes(func, kwargs: dict, name: str) -> bool:
+    """Is this a call that changes its first argument?"""
+    return name == "__setitem__" or v.is_inplace(func) or kwargs.get("inplace") is True
+
+
+def _fills(t: Tensor) -> bool:
+    """Does the tensor hold each value of its memory, once?"""
+    dense = t.numel() * t.element_size() == t.untyped_storage().nbytes()
+    return dense and torch.empty_like(t).stride() == t.stride()
 
 
 def _nodes(written) -> list[fx.Node]:

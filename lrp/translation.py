@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from . import checks
 from . import kinds as v
-from .errors import CaptureError
+from .errors import CaptureError, NeedsExample
 from .graph import Graph, Node, ancestors
 from .relating import first, nonnegative, related
 
@@ -33,6 +33,7 @@ class Traced:
     places: dict[fx.Node, str] = field(default_factory=dict)  # file and line of the call
     returned: dict[str, fx.Node] = field(default_factory=dict)  # what each module returned
     constants: dict[str, object] = field(default_factory=dict)  # made in forward, under fx's names for them
+    recorded: bool = False  # on an example, with changes through views written down
 
 
 HOMES = tuple(f"{Path(file).parent}/" for file in (torch.__file__, __file__))
@@ -61,6 +62,8 @@ class Translation:
         self.model, self.trace = model, trace
         self.now: dict[fx.Node, Node] = {}
         self.aliases: dict[fx.Node, set[fx.Node]] = {}  # all fx nodes that are the same tensor, itself included
+        self.memory: dict[fx.Node, fx.Node] = {}  # whose memory a value may share
+        self.order = {node: k for k, node in enumerate(trace.graph.nodes)}
         self.nodes: list[Node] = []
         self.counts: dict[str, int] = {}
 
@@ -74,7 +77,7 @@ class Translation:
         output = self._output(last.args[0])
         needed = ancestors(output)
         if not any(node.kind == v.INPUT for node in needed):
-            raise CaptureError(f"the output of {type(self.model).__name__} does not depend on its input")
+            raise self._unclear("does not depend on its input")
         modules = {path: node for path, n in self.trace.returned.items() if (node := self.now.get(n)) in needed}
         return Graph([n for n in self.nodes if n in needed or n.op == "input"], output, modules, self.model)
 
@@ -82,16 +85,37 @@ class Translation:
         if not isinstance(value, fx.Node):
             raise checks.several(self.model, value)
         if self.now[value].kind in (v.CONSTANT, v.PIECES):
-            raise CaptureError(f"the output of {type(self.model).__name__} is not a tensor that depends on its input")
+            raise self._unclear("is not a tensor that depends on its input")
         return self.now[value]
+
+    def _unclear(self, what: str) -> CaptureError:
+        kind = CaptureError if self.trace.recorded else NeedsExample
+        return kind(f"the output of {type(self.model).__name__} {what}")
 
     def _add(self, fx_node: fx.Node, node: Node, inplace: bool = False) -> None:
         self.nodes.append(node)
         node.nonnegative = nonnegative(node)
         changed = first(fx_node) if inplace else None
+        if not self.trace.recorded:
+            self._look_for_views(fx_node, node, changed)
         group = self.aliases.get(changed, set()) | {fx_node}
         for alias in group:  # whichever of them is read next, its value is the new one
             self.now[alias], self.aliases[alias] = node, group
+
+    def _look_for_views(self, fx_node: fx.Node, node: Node, changed: fx.Node | None) -> None:
+        """A change in place reaches all views of the same memory, which only a run tells for certain."""
+        source = first(fx_node)
+        moves = v.KIND_OF_NAME.get(node.op) == v.REARRANGE or node.kind in (v.REARRANGE, v.PIECES)
+        may_be_view = moves or node.op in v.KEEPS_SIGN_NAMES or changed is not None
+        self.memory[fx_node] = self.memory.get(source, source) if may_be_view and source is not None else fx_node
+        if changed is None:
+            return
+        same = self.aliases.get(changed, set()) | {changed}
+        others = (n for n, home in self.memory.items() if home is self.memory[fx_node] and n not in same | {fx_node})
+        if any(self.order[user] > self.order[fx_node] for other in others for user in other.users):
+            raise NeedsExample(
+                f"node `{node.name}`{f' (at {node.place})' if node.place else ''} changes a view in place"
+            )
 
     def _name(self, base: str) -> str:
         self.counts[base] = self.counts.get(base, 0) + 1
@@ -130,7 +154,8 @@ class Translation:
         if isinstance(target, str):
             call = _method(name)
         elif inplace:
-            call = next(getattr(home, name) for home in v.HOMES if hasattr(home, name))  # torch.relu_ -> torch.relu
+            call = next((getattr(home, name) for home in v.HOMES if hasattr(home, name)), None)  # torch.relu_: relu
+            call = call or functools.partial(_on_a_copy, f"{name}_")
         elif (bound := _bind(target, args, kwargs)) and bound.arguments.get("inplace") is True:
             inplace = True
             bound.arguments["inplace"] = False
@@ -144,6 +169,11 @@ class Translation:
     def _arguments(self, fx_node: fx.Node) -> tuple[tuple, dict]:
         """Arguments with our nodes in the places of fx's, as they are now."""
         return fx.map_arg(fx_node.args, self.now.__getitem__), fx.map_arg(fx_node.kwargs, self.now.__getitem__)
+
+
+def _on_a_copy(name: str, x, *args, **kwargs):
+    """An in-place method that has no other form, on a copy."""
+    return getattr(x.clone(), name)(*args, **kwargs)
 
 
 def _method(name: str) -> Callable:

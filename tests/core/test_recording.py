@@ -272,3 +272,64 @@ def test_an_input_without_floats_is_a_constant_with_a_line_of_its_own():
     assert e.ledger.bias["add"] == pytest.approx(float(rest.detach()), abs=1e-9), "what the table added"
     masked = explainer.explain((x, index, torch.tensor([True, False])), 1)
     assert torch.allclose(masked.relevance[0][0], e.relevance[0][0]) and not masked.relevance[0][1].any()
+
+
+# ---------------------------------------------------------------- changes in place through views
+
+
+def _rectified_part(x):
+    x[:, :2].relu_()
+    return x
+
+
+def _pieces(x):
+    a, b = x.chunk(2, 1)
+    a.relu_()
+    b.mul_(2.0)
+    return x
+
+
+def _whole_behind_a_view(x):
+    v = x.view(x.shape[0], -1)
+    x.relu_()
+    return v.view(x.shape)
+
+
+def _view_of_a_view(x):
+    v = x.transpose(1, 2)
+    v[:, 1:3].relu_()
+    return x + v.transpose(1, 2)
+
+
+def _written(x):
+    x[:, 1] = x[:, 0]
+    x[:, 2].add_(x[:, 3])
+    return x
+
+
+def _copied(x):
+    y = torch.zeros_like(x)
+    y[:, 1:].copy_(x[:, :3])
+    return y
+
+
+IN_PLACE = {  # beside each the same function without a change in place
+    "a part": (_rectified_part, lambda x: torch.cat([F.relu(x[:, :2]), x[:, 2:]], 1)),
+    "pieces": (_pieces, lambda x: torch.cat([F.relu(x[:, :2]), 2 * x[:, 2:]], 1)),
+    "the whole": (_whole_behind_a_view, F.relu),
+    "a view of a view": (_view_of_a_view, lambda x: 2 * torch.cat([x[:, :, :1], F.relu(x[:, :, 1:3]), x[:, :, 3:]], 2)),
+    "written": (_written, lambda x: torch.stack([x[:, 0], x[:, 0], x[:, 2] + x[:, 3], x[:, 3]], 1)),
+    "copied": (_copied, lambda x: F.pad(x[:, :3], (0, 0, 0, 0, 1, 0))),
+}
+
+
+@pytest.mark.parametrize("way", IN_PLACE)
+@pytest.mark.parametrize("make", [lambda: LRP0, composites.EpsilonPlus, composites.EpsilonAlpha2Beta1])
+def test_a_change_in_place_reaches_all_views_of_the_same_memory(way, make):
+    """fx sees one name change; the output's bias may drown what the other views make of it."""
+    changed, plain = (net(lambda m, x, f=f: m.head(f(m.c(x)).flatten(1)) * 1e-6 + 10) for f in IN_PLACE[way])
+    with torch.no_grad():  # autograd refuses some of these
+        assert torch.equal(changed(X), plain(X))
+    for x in (X, X[:1]):
+        want, got = (LRP(model, make()).explain(x, 1).relevance for model in (plain, changed))
+        assert torch.allclose(got, want, rtol=1e-9, atol=1e-8 * float(want.abs().max()))
