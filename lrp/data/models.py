@@ -5,6 +5,7 @@ large that is, `report` how good the network is: look at that before explaining 
 the digit in a scene of `lrp.data.datasets` and are committed.
 """
 
+import argparse
 import hashlib
 import json
 import textwrap
@@ -21,12 +22,22 @@ from scipy.stats import binomtest
 from torch import nn
 from torch.nn import functional as F
 
+from .. import checks
 from ..errors import DataError
 from .datasets import CAFFE, CIFAR10_CLASSES, DATA, IMAGENET, SCENE, SCENE_255, Normalizer, find, imagenet_classes
 from .networks import BVLCGoogLeNet, CaffeCIFAR10Full, CIFARResNet, SceneLRN, SceneResNet, SceneVGG
 
 CHECKPOINTS = DATA / "checkpoints"
 SCENE_NETWORKS = {"scene_vgg": SceneVGG, "scene_resnet": SceneResNet, "scene_lrn": SceneLRN}
+
+
+# what training programs put beside a state dict, and what holds no code
+_HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    np._core.multiarray.scalar,
+    *{type(np.dtype(c)) for c in np.typecodes["All"]},
+]
 
 
 def untrained(name, seed=0):
@@ -146,7 +157,7 @@ def build(name, state, complaint):
     """
     with torch.random.fork_rng(devices=[]):  # building draws random numbers: the caller's stay as they were
         model = BUILT[name]() if name in BUILT else _classifier(name, state)
-    training = ("aux1.", "aux2.", "AuxLogits.")
+    training, state = ("aux1.", "aux2.", "AuxLogits."), _unwrapped(state, model.state_dict())
     return fill(model, {key: value for key, value in state.items() if not key.startswith(training)}, complaint)
 
 
@@ -154,20 +165,38 @@ def _classifier(name, state):
     """torchvision's classifier of this name with fresh weights, and as many classes as the state dict has."""
     options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     with torch.device("meta"):
-        head = list(torchvision.models.get_model(name, weights=None, **options).state_dict())[-1]
+        wanted = torchvision.models.get_model(name, weights=None, **options).state_dict()
+    head, state = list(wanted)[-1], _unwrapped(state, wanted)
     options |= {"transform_input": True} if options else {}
     classes = len(state[head]) if head in state and state[head].dim() else 1000
     return torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
 
 
 def fill(model, state, complaint):
-    """The model with these weights, in eval mode; DataError, which begins with `complaint`, where they do not fit."""
+    """The model with these weights, in eval mode; DataError, which begins with `complaint`, where they do not fit.
+
+    Wrappers around the model or around the one that was saved do not matter.
+    """
+    network = checks.inner(model)
     try:
-        model.load_state_dict(state)
+        network.load_state_dict(_unwrapped(state, network.state_dict()))
     except RuntimeError as error:
         problem = textwrap.shorten(str(error).partition(":\n")[2] or str(error), 240)
         raise DataError(f"{complaint}: {problem}") from None
     return model.eval()
+
+
+def _unwrapped(state, wanted):
+    """The weights under the names that are wanted, if a wrapper has put its own before all of them.
+
+    (`module` is DataParallel's and AveragedModel's, `_orig_mod` torch.compile's, `model` Lightning's and many others'.)
+    """
+    state = {key: value for key, value in state.items() if key != "n_averaged" or key in wanted}
+    state = {key if key in wanted else key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    for prefix in ("module.", "model.", "module."):
+        if state and all(key.startswith(prefix) for key in state) and not state.keys() & wanted.keys():
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def _checkpoint(name):
@@ -198,7 +227,7 @@ def _weights(name):
 def read_state(path, fix):
     """The state dict in a .safetensors file, or in one that torch.save wrote; no code in it is ever run.
 
-    It may lie under `state_dict`, `model_state_dict` or `model`, and DataParallel's prefix `module.` is removed.
+    It may lie under `state_dict`, `model_state_dict` or `model`, beside options of argparse and numbers of NumPy.
     Raises DataError for a file that is missing or holds no state dict; where it cannot be read, `fix` ends the message.
     """
     path = Path(path)
@@ -208,7 +237,8 @@ def read_state(path, fix):
         if path.suffix == ".safetensors":
             found = safetensors.torch.load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_HARMLESS):
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a cut or foreign file fails in many ways
         raise DataError(f"{path} cannot be read as weights ({type(error).__name__}): {fix}") from error
     for key in ("state_dict", "model_state_dict", "model"):
@@ -216,7 +246,7 @@ def read_state(path, fix):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise DataError(f"{path} holds no state dict: write one by torch.save(model.state_dict(), path)")
-    return {key.removeprefix("module."): value for key, value in found.items()}
+    return dict(found)
 
 
 def index():

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,9 @@ def labels(*end):
 def classes():
     return labels(nn.LogSoftmax(1))
 
+def compiled():
+    return torch.compile(gray(), backend="eager")
+
 def parallel():
     return nn.DataParallel(labels())
 
@@ -368,6 +372,37 @@ def test_weights_that_are_missing_or_unsound(here, capsys, monkeypatch):
     monkeypatch.delenv("LRP_DATA", raising=False)
     assert "python -m lrp.data.downloads resnet18" in failure(capsys, "scene.png", "--model", "resnet18")
     assert "leave out --weights" in usage(capsys, "scene.png", "--model", "cifar_resnet20", "--weights", "nan.pth")
+
+
+def test_weights_that_wrappers_and_programs_wrote(here, own, capsys):
+    """Names with a wrapper's prefix, a count of averages, options and numbers beside the weights: all are the same."""
+    sys.path.insert(0, str(here))
+    module = __import__(own)
+    with torch.random.fork_rng():
+        model = module.gray().eval()
+        with torch.no_grad():
+            model[4].bias.copy_(torch.tensor([0.0, 9.0, 0.0]))
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    torch.manual_seed(1)
+    saved = {
+        "compiled": torch.compile(model).state_dict(),
+        "averaged": averaged.state_dict(),
+        "both": {f"module._orig_mod.{k}": v for k, v in model.state_dict().items()},
+        "lightning": {"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}, "epoch": 3},
+        "options": {"model": model.state_dict(), "args": Namespace(lr=0.1), "best": np.float64(0.7), "n": np.int64(2)},
+    }
+    assert "n_averaged" in saved["averaged"] and "_orig_mod.0.weight" in saved["compiled"]
+    for name, state in saved.items():
+        torch.save(state, f"{name}.pth")
+        asked = ("--size", 24, "--mean", 0.5, "--std", 0.25, "--weights", f"{name}.pth", "--force")
+        for factory in ("gray", "compiled"):
+            assert explain("scene.png", "--model", f"{own}:{factory}", *asked) == 0, capsys.readouterr().err
+            assert "scene.lrp.png: class 1, 100.0%" in capsys.readouterr().out
+    torch.save({f"model.{k}": v for k, v in model.state_dict().items()} | {"loss.weight": torch.ones(1)}, "more.pth")
+    assert "do not fit" in failure(capsys, "scene.png", "--model", f"{own}:gray", *asked[:6], "--weights", "more.pth")
+    state = {f"module.{k}": v for k, v in models.load("scene_vgg").state_dict().items()}
+    torch.save(state, "scene.pth")
+    assert explain("scene.png", "--model", "scene_vgg", "--weights", "scene.pth", "--force") == 0
 
 
 def test_code_in_weights_is_never_run(here, capsys):
