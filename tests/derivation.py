@@ -1,0 +1,264 @@
+"""LRP-0 a second time, without the package: the gradient of a network in which what LRP holds fixed is held fixed.
+
+With signed sums, epsilon -> 0 and biases that keep their share, relevance is x times the gradient of the network
+in which
+
+* an activation, a norm and LRN are a fixed factor: f(x) is x times the number f(x) / x;
+* the gate of a product is a fixed number, and where nothing tells the factors apart each is fixed in turn, in halves;
+* all else (layers, pooling, maxima, views, sums) is as it stands.
+
+`relevance` runs the model's own forward under a mode of torch that sees every call, so it depends on no trace and no
+graph. A gate is the factor with the narrower bounds ([0, 1] before >= 0 before any bounds before none), or the smaller
+one; a product or quotient of elementwise functions of one value is an activation of that value.
+"""
+
+import copy
+import inspect
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import bounds as b
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
+
+
+@dataclass
+class Mark:
+    """What is known of a tensor: where relevance passes to, what it is an elementwise function of, its bounds."""
+
+    base: Tensor
+    root: Tensor
+    bounds: tuple[float, float] | None = None
+    front: bool = False  # an affine function of the input alone
+    summed: Tensor | None = None  # it is the sum of this one's values
+    version: int = 0
+
+    def __post_init__(self):
+        self.stamps = self.base._version, self.root._version
+
+
+@dataclass
+class Derived:
+    """Relevance of the input, the output, functions without a rule that relevance met, and how many values of zero
+    would have to share some (there the derivation says nothing)."""
+
+    relevance: Tensor
+    output: Tensor
+    refused: list[str]
+    undefined: int
+
+
+def relevance(model: nn.Module, x: Tensor, seed=None, front_passes: bool = True) -> Derived:
+    """LRP-0 of the predicted class's logit (N, K), or of the sum of seed times output (`seed` shaped like that).
+
+    With `front_passes` a normalisation of the input itself, (x - mean) / std, hands relevance through.
+    """
+    model = copy.deepcopy(model).requires_grad_(False)
+    leaf, mode = x.detach().clone().requires_grad_(), Held()
+    with torch.enable_grad():
+        start = leaf * 1.0
+        mode.mark(start, Mark(start, start, front=front_passes))
+        with mode:
+            output = model(start)
+    if seed is None:
+        seed = nn.functional.one_hot(output.argmax(1), output.shape[1])
+    output.backward(seed.to(output))
+    grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    return Derived(leaf.detach() * grad, output.detach(), sorted(mode.refused), mode.undefined)
+
+
+class Held(TorchFunctionMode):
+    """Sees every call of torch with a tensor that depends on the input (requires a gradient)."""
+
+    def __init__(self):
+        super().__init__()
+        self.refused: Counter = Counter()
+        self.undefined = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name, inplace = b.plain(func)
+        if name in b.FACTS or not _carried(args, kwargs):
+            return func(*args, **kwargs)
+        if not (inplace or _asks_inplace(func, args, kwargs)):
+            return self._call(func, name, args, kwargs)
+        if name == "setitem" or not _carried(args[:1], {}):  # a constant that becomes a value of the network
+            return func(*args, **kwargs)
+        target, old = args[0], args[0].clone()
+        self._move(self.of(target), target, old)
+        new = self._call(_pure(func, name), name, (old, *args[1:]), kwargs)
+        target.copy_(new)
+        return self._move(self.of(new), new, target)
+
+    # ------------------------------------------------------------ marks
+
+    @staticmethod
+    def of(t: Tensor) -> Mark:
+        """The mark of a tensor; what was written over since is forgotten."""
+        mark = getattr(t, "_held", None)
+        if mark is None or mark.version != t._version:
+            return Mark(t, t)
+        base, root = (v if v._version == at else t for v, at in zip((mark.base, mark.root), mark.stamps, strict=True))
+        return replace(mark, base=base, root=root)
+
+    @staticmethod
+    def mark(t: Tensor, mark: Mark) -> Tensor:
+        t._held = replace(mark, version=t._version)
+        return t
+
+    def _move(self, mark: Mark, old: Tensor, new: Tensor) -> Tensor:
+        """The mark of `old` for `new`."""
+        base, root = (new if v is old else v for v in (mark.base, mark.root))
+        return self.mark(new, replace(mark, base=base, root=root))
+
+    # ------------------------------------------------------------ calls
+
+    def _call(self, func, name, args, kwargs):
+        carried = _carried(args[:1] if name.endswith("_as") else args, kwargs)  # view_as reads a shape
+        if name in b.PRODUCTS:
+            return self._product(func, name, args, kwargs, carried)
+        if name in b.SUMS:
+            return self._sum(func, name, args, kwargs, carried)
+        if name == "addcmul":
+            return self._addcmul(*args, **kwargs)
+        if name == "glu":
+            a, gate = args[0].chunk(2, *args[1:], **kwargs)
+            return a * gate.detach().sigmoid()
+        y = func(*args, **kwargs)
+        if not carried or not _carried((y,), {}):
+            return y
+        old = self.of(carried[0])
+        if name in b.PASSES and len(carried) == 1:
+            bounds = b.activated(name, args, kwargs, old.bounds)
+            out = self._factor(old.base, y)
+            return self.mark(out, Mark(old.base, out if name in b.NORMS else old.root, bounds))
+        if name in b.ELEMENTWISE:
+            return self.mark(self._no_rule(name, y), Mark(y, old.root, b.BOUNDS.get(name)))
+        if name == "batch_norm":
+            return self._affine(carried[0], y, None)
+        if name not in b.KNOWN or (name in b.ONE_FACTOR and len(carried) > 1):
+            for part in _carried(y, {}):
+                self.mark(self._no_rule(name, part), Mark(part, part, b.BOUNDS.get(name)))
+            return y
+        return self._as_it_stands(func, name, args, kwargs, carried, y)
+
+    def _addcmul(self, t, one, two, value=1):
+        product = self._call(torch.mul, "mul", (one, two), {}) if _carried((one, two), {}) else one * two
+        product = self._call(torch.mul, "mul", (product, value), {}) if value != 1 else product
+        return self._sum(torch.add, "add", (t, product), {}, _carried((t, product), {}))
+
+    def _as_it_stands(self, func, name, args, kwargs, carried, y):
+        """Gradient as it is; bounds, and where relevance passes to, go along with values that only move."""
+        old = self.of(carried[0])
+        if isinstance(y, Tensor) and name in b.SHAPES and len(carried) == 1 and args and args[0] is carried[0]:
+            base = func(old.base, *args[1:], **kwargs) if old.base.shape == args[0].shape else y
+            return self.mark(y, Mark(base if base.shape == y.shape else y, y, old.bounds, old.front))
+        bounds = b.joined([self.of(t).bounds for t in carried]) if name in b.KEEPS_BOUNDS else None
+        for part in _carried(y, {}):
+            self.mark(part, Mark(part, part, bounds, summed=carried[0] if name == "sum" else None))
+        return y
+
+    def _factor(self, base: Tensor, y: Tensor) -> Tensor:
+        """base times the number y / base; where only base is zero, y as a constant, and a note if that matters."""
+        ratio = (y / base).detach()
+        bad = ~torch.isfinite(ratio)
+        out, bad = base * ratio.masked_fill(bad, 0.0), bad & (y != 0).detach()
+        if bad.any():
+            out = out + torch.where(bad, y, 0.0).detach()
+            out.register_hook(lambda g: self._note(int(((g != 0) & bad).sum())))
+        return out
+
+    def _note(self, n: int) -> None:
+        self.undefined += n
+
+    def _no_rule(self, name: str, y: Tensor) -> Tensor:
+        """A value that must not get relevance: if it does, its name is noted."""
+        y.register_hook(lambda g: self.refused.update([name] if bool((g != 0).any()) else []))
+        return y
+
+    # ------------------------------------------------------------ products and sums
+
+    def _product(self, func, name, args, kwargs, carried):
+        operands = [*args, *(v for k, v in kwargs.items() if k == "other")]
+        one, two = reversed(operands[:2]) if name.startswith("r") else operands[:2]
+        y, divides = func(*args, **kwargs), name in b.DIVISIONS
+        if kwargs.get("rounding_mode"):
+            return self._no_rule(name, y)
+        if len(carried) == 1:
+            old = self.of(carried[0])
+            if divides and two is carried[0]:  # c / x
+                return self.mark(self._no_rule(name, y), Mark(y, old.root if y.shape == old.root.shape else y))
+            constant = two if one is carried[0] else one
+            return self._affine(carried[0], y, b.scaled(old.bounds, constant, divides), scale=True)
+        first, second = self.of(one), self.of(two)
+        if first.root is second.root and first.root.shape == y.shape:
+            return self.mark(self._factor(first.root, y), Mark(first.root, first.root))
+        if divides:
+            own = second.summed is not None and self.of(second.summed).root is first.root and b.rank(first.bounds) < 2
+            out = one / _fixed(two)
+            return self.mark(out, Mark(out, out, (0.0, 1.0) if own else None))
+        gate = _gate(first, second, one, two)
+        out = one * _fixed(two) if gate == 1 else _fixed(one) * two
+        out = (out + one * _fixed(two)) / 2 if gate is None else out
+        return self.mark(out, Mark(out, out, b.times(first.bounds, second.bounds)))
+
+    def _sum(self, func, name, args, kwargs, carried):
+        y, marks = func(*args, **kwargs), [self.of(t) for t in carried]
+        plain = "alpha" not in kwargs
+        if len(carried) == 1:
+            constant = next((o for o in (*args, *kwargs.values()) if o is not carried[0]), 0)
+            minus = name == "rsub" or ("sub" in name and carried[0] is not args[0])
+            bounds = b.shifted(marks[0].bounds, constant, name, minus) if plain else None
+            return self._affine(carried[0], y, bounds)
+        same = marks[0].root is marks[1].root and marks[0].root.shape == y.shape
+        bounds = b.added(marks[0].bounds, marks[1].bounds) if plain and "add" in name else None
+        return self.mark(y, Mark(y, marks[0].root if same else y, bounds))
+
+    def _affine(self, x, y, bounds, scale=False):
+        """a x + b with constants: as it stands, but passed on where x is the input itself."""
+        old = self.of(x)
+        if old.front and y.shape == x.shape:
+            return self.mark(self._factor(old.base, y), Mark(old.base, old.root, bounds, front=True))
+        base = old.base if scale and y.shape == old.base.shape else y
+        return self.mark(y, Mark(base, old.root if y.shape == old.root.shape else y, bounds))
+
+
+def _gate(first: Mark, second: Mark, one: Tensor, two: Tensor) -> int | None:
+    """Which of two factors is the gate; None where nothing tells."""
+    ranks = b.rank(first.bounds), b.rank(second.bounds)
+    if ranks[0] != ranks[1]:
+        return int(ranks[1] < ranks[0])
+    return None if one.numel() == two.numel() else int(two.numel() < one.numel())
+
+
+def _carried(args, kwargs) -> list[Tensor]:
+    """Tensors that depend on the input, in nested arguments."""
+    leaves = tree_flatten((args, kwargs))[0]
+    return [t for t in leaves if isinstance(t, Tensor) and t.requires_grad]
+
+
+def _fixed(t: Tensor) -> Tensor:
+    return t.detach().clone()  # a copy: an activation may write over the tensor later
+
+
+def _asks_inplace(func, args, kwargs) -> bool:
+    """relu(x, inplace=True), by position or by keyword."""
+    try:
+        return inspect.signature(func).bind(*args, **kwargs).arguments.get("inplace") is True
+    except (TypeError, ValueError):
+        return kwargs.get("inplace") is True
+
+
+def _pure(func, name):
+    """The same function, returning a new tensor."""
+    if b.plain(func)[1]:
+        return next(getattr(home, name) for home in (torch, nn.functional, Tensor) if hasattr(home, name))
+
+    def call(*args, **kwargs):
+        bound = inspect.signature(func).bind(*args, **kwargs)
+        bound.arguments["inplace"] = False
+        return func(*bound.args, **bound.kwargs)
+
+    return call
