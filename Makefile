@@ -43,7 +43,7 @@ export MALLOC_MMAP_THRESHOLD_ := 17179869184
 export MALLOC_TRIM_THRESHOLD_ := 17179869184
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock data train coverage bench figures smoke check test lint format contents book student slides lab \
+.PHONY: help env lock data train coverage fuzz bench figures smoke check test lint format contents book student slides lab \
         status why clean distclean runs $(RUNS) $(NUMBERS)
 
 help: ## this list
@@ -121,6 +121,9 @@ train: env ## train the small checkpoints again, from fixed seeds, into data/che
 
 coverage: env ## explain every convolutional classifier of torchvision, beside zennit and captum (about 15 minutes)
 	@"$(PY)" -m tests.bench.coverage
+
+fuzz: env ## hold 10,000 random networks against a second derivation of their maps (about 40 minutes; make fuzz ARGS="SEED")
+	@"$(PY)" -W ignore tests/fuzz.py $(or $(ARGS),0 10000)
 
 bench: env ## what an explanation costs, in gradients, beside zennit and captum (about 15 minutes)
 	@"$(PY)" -m tests.bench.benchmark $(ARGS)

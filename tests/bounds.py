@@ -36,6 +36,7 @@ SHAPES = _words(
     "dropout dropout#d pixel_shuffle pixel_unshuffle channel_shuffle float double half type_as repeat_interleave unfold"
 )
 POOLS = _words("avg_pool#d adaptive_avg_pool#d mean interpolate upsample")
+AVERAGES = POOLS | {"sum"}
 MAXIMA = _words(
     "max_pool#d _max_pool#d adaptive_max_pool#d amax amin max min maximum minimum fmax fmin max_pool#d_with_indices"
 )
@@ -45,7 +46,9 @@ LINEAR = _words(
     "where masked_fill neg sort topk fold lp_pool diag copy_ index_copy index_add scatter masked_scatter diff gather "
     "broadcast_tensors split_with_sizes"
 )
-KNOWN = SHAPES | POOLS | MAXIMA | PIECES | LINEAR
+CLAMPS = _words("clamp clamp_min clamp_max clip")
+KNOWN = CLAMPS | SHAPES | POOLS | MAXIMA | PIECES | LINEAR
+SAVES = POOLS | MAXIMA | ELEMENTWISE | {"softmax", "topk", "sort"}
 KEEPS_BOUNDS = SHAPES | POOLS | MAXIMA | PIECES
 ONE_FACTOR = _words("conv#d conv_transpose#d linear matmul rmatmul mm bmm mv addmm baddbmm einsum tensordot")
 _INPLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv", "ipow": "pow"}
@@ -57,6 +60,11 @@ def plain(func) -> tuple[str, bool]:
     if name.startswith("__") and name.endswith("__"):
         return _INPLACE.get(name[2:-2], name[2:-2]), name[2:-2] in _INPLACE or name == "__setitem__"
     return (name[:-1], True) if name.endswith("_") and name not in ("copy_", "requires_grad_") else (name, False)
+
+
+def is_maximum(name: str, args, kwargs) -> bool:
+    """Is this clamp the larger (smaller) of a value and a constant tensor?"""
+    return name in CLAMPS and any(isinstance(limit, Tensor) for limit in (*args[1:], *kwargs.values()))
 
 
 def rank(bounds: Bounds) -> int:
@@ -110,7 +118,7 @@ def activated(name: str, args, kwargs, bounds: Bounds) -> Bounds:
         return bounds
     if name == "relu":
         return bounds and (max(bounds[0], 0.0), max(bounds[1], 0.0))
-    if name not in ("hardtanh", "clamp", "clip", "clamp_min", "clamp_max"):
+    if name not in CLAMPS | {"hardtanh"}:
         return BOUNDS.get(name)
     given = dict(zip({"clamp_min": ("min",), "clamp_max": ("max",)}.get(name, ("min", "max")), args[1:], strict=False))
     given |= {key.removesuffix("_val"): value for key, value in kwargs.items()}

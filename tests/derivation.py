@@ -126,11 +126,14 @@ class Held(TorchFunctionMode):
         if name == "glu":
             a, gate = args[0].chunk(2, *args[1:], **kwargs)
             return a * gate.detach().sigmoid()
+        if name in b.SAVES:  # autograd stores input and output of these, and someone may write over them later
+            args = tuple(_copied(arg) for arg in args)
         y = func(*args, **kwargs)
         if not carried or not _carried((y,), {}):
             return y
+        y = _copied(y) if name in b.SAVES else y
         old = self.of(carried[0])
-        if name in b.PASSES and len(carried) == 1:
+        if name in b.PASSES and len(carried) == 1 and not b.is_maximum(name, args, kwargs):
             bounds = b.activated(name, args, kwargs, old.bounds)
             out = self._factor(old.base, y)
             return self.mark(out, Mark(old.base, out if name in b.NORMS else old.root, bounds))
@@ -152,6 +155,8 @@ class Held(TorchFunctionMode):
     def _as_it_stands(self, func, name, args, kwargs, carried, y):
         """Gradient as it is; bounds, and where relevance passes to, go along with values that only move."""
         old = self.of(carried[0])
+        if name in b.AVERAGES:
+            self._cancels(y, lambda: func(args[0].detach().abs(), *args[1:], **kwargs))
         if isinstance(y, Tensor) and name in b.SHAPES and len(carried) == 1 and args and args[0] is carried[0]:
             base = func(old.base, *args[1:], **kwargs) if old.base.shape == args[0].shape else y
             return self.mark(y, Mark(base if base.shape == y.shape else y, y, old.bounds, old.front))
@@ -169,6 +174,12 @@ class Held(TorchFunctionMode):
             out = out + torch.where(bad, y, 0.0).detach()
             out.register_hook(lambda g: self._note(int(((g != 0) & bad).sum())))
         return out
+
+    def _cancels(self, y: Tensor, size) -> None:
+        """Note a sum that is zero though its terms are not: how would it share? `size` gives the sum of magnitudes."""
+        zero = (y == 0).detach()
+        if zero.any() and (zero := zero & (size() != 0)).any():
+            y.register_hook(lambda g: self._note(int(((g != 0) & zero).sum())))
 
     def _note(self, n: int) -> None:
         self.undefined += n
@@ -212,6 +223,7 @@ class Held(TorchFunctionMode):
             minus = name == "rsub" or ("sub" in name and carried[0] is not args[0])
             bounds = b.shifted(marks[0].bounds, constant, name, minus) if plain else None
             return self._affine(carried[0], y, bounds)
+        self._cancels(y, lambda: carried[0].detach().abs() + carried[1].detach().abs())
         same = marks[0].root is marks[1].root and marks[0].root.shape == y.shape
         bounds = b.added(marks[0].bounds, marks[1].bounds) if plain and "add" in name else None
         return self.mark(y, Mark(y, marks[0].root if same else y, bounds))
@@ -237,6 +249,10 @@ def _carried(args, kwargs) -> list[Tensor]:
     """Tensors that depend on the input, in nested arguments."""
     leaves = tree_flatten((args, kwargs))[0]
     return [t for t in leaves if isinstance(t, Tensor) and t.requires_grad]
+
+
+def _copied(value):
+    return value.clone() if isinstance(value, Tensor) and value.requires_grad else value
 
 
 def _fixed(t: Tensor) -> Tensor:
