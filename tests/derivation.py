@@ -166,12 +166,12 @@ class Held(TorchFunctionMode):
         return y
 
     def _factor(self, base: Tensor, y: Tensor) -> Tensor:
-        """base times the number y / base; where only base is zero, y as a constant, and a note if that matters."""
+        """base times the number y / base; where only base is zero, y is a constant, and a note if that matters."""
         ratio = (y / base).detach()
         bad = ~torch.isfinite(ratio)
         out, bad = base * ratio.masked_fill(bad, 0.0), bad & (y != 0).detach()
+        out = out + (y - out).detach()  # the value to the last bit: rounding must not break a tie
         if bad.any():
-            out = out + torch.where(bad, y, 0.0).detach()
             out.register_hook(lambda g: self._note(int(((g != 0) & bad).sum())))
         return out
 

@@ -1,104 +1,135 @@
-"""Does it balance on every convolutional classifier of torchvision? `python -m lrp.coverage [names]` asks them all.
+"""Which networks does it explain, and is the map right? `python -m tests.bench.coverage [names]` asks them all.
 
-Each network gets random weights, biases and BatchNorm statistics: conservation is a property of rules and wiring,
-not of training. EpsilonPlus explains the predicted class in float32. The peers get the same networks, the rules they
-have under that name, and the best canonizer they ship; both are optional.
+torchvision's classifiers, segmentation and video networks, and members of every family of timm (`coverage_networks`).
+Each is asked in a process of its own, with a limit on time, and its answer is kept in build/coverage/ under a key of the
+code: a run that was stopped goes on, and nothing is asked twice. The peers get torchvision's classifiers and a sample of
+timm, with the rules they have under that name and the best canonizer they ship; they are optional.
 """
 
 import argparse
 import copy
-import gc
+import hashlib
+import json
+import math
+import multiprocessing
+import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from lrp import composites
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/, whose derivation of LRP-0 is the second one
+
+from derivation import relevance as derived
+
+from lrp import composites, rules
 from lrp.engine import LRP
-from lrp.errors import LRPError
+from lrp.errors import CaptureError, LRPError
 
-TABLE = Path(__file__).resolve().parents[2] / "figures" / "coverage.md"
-BALANCED, CONSERVED = 1e-4, 1e-3
-TRANSFORMERS = ("vit_", "swin_", "maxvit")
+from . import coverage_networks as networks
+from . import coverage_report as report
 
-
-def names() -> list[str]:
-    """torchvision's convolutional classifiers, by name."""
-    every = torchvision.models.list_models(module=torchvision.models)
-    return [name for name in every if not name.startswith(TRANSFORMERS)]
-
-
-def network(name: str, seed: int = 0) -> nn.Module:
-    """A classifier of torchvision with random weights, biases and BatchNorm statistics, in eval mode."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # about how two old networks draw their weights
-        torch.manual_seed(seed)
-        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        model = torchvision.models.get_model(name, weights=None, **options)
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, 0, 0.1)
-            elif isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
-                nn.init.normal_(module.bias, 0, 0.01)
-    return model.eval()
+ROOT = Path(__file__).resolve().parents[2]
+STORE = ROOT / "build" / "coverage"
+TIMM_SAMPLE = {  # what the peers are asked of timm
+    *("resnet26d", "convnext_atto", "efficientnet_lite0", "mobilenetv2_100", "regnetx_002", "repvgg_a0"),
+    *("mobilenetv3_small_050", "densenet121", "nf_resnet26", "vit_tiny_patch16_224"),
+}
+QUIET = re.compile(r"resnet18|mobilenet_v3_small|efficientnet_b0|convnext_tiny|vit_b_32|fcn_resnet50|r3d_18")  # --fast
 
 
-def images(n: int = 2, size: int = 96, seed: int = 0) -> torch.Tensor:
-    """Random images (N, 3, size, size)."""
-    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def examine(model: nn.Module, x: torch.Tensor) -> dict[str, object]:
-    """What EpsilonPlus does on this network: how well the books balance, and where relevance went."""
+def examine(model: nn.Module, x: Tensor) -> dict[str, object]:
+    """What LRP does on this network: does it explain it, do the books balance, is the map of LRP-0 the second one's?"""
+    found: dict[str, object] = {}
     start = time.perf_counter()
-    absorb = LRP(model, composites.EpsilonPlus()).explain(x)
-    seconds = time.perf_counter() - start
-    exclude = LRP(model, composites.EpsilonPlus(bias="exclude")).explain(x)
-    return {
-        "imbalance": _worst(absorb.seed, absorb.received + _kept(absorb)),
-        "biases keep": float(absorb.share("bias").mean()),
-        "sum / seed": float((exclude.received / exclude.seed).mean()),
-        "conserved": _worst(exclude.seed, exclude.received) <= CONSERVED,
-        "stabiliser keeps": float(exclude.share("stabiliser").mean()),
-        "lost": float(exclude.share("lost").mean()),
-        "seconds": seconds,
-    }
+    found |= _explained(model, x, found)
+    found["seconds"] = time.perf_counter() - start
+    if found["outcome"] == "explained":
+        found |= _excluded(model, x) | same_map(model.double(), x[:1].double())
+    return found
 
 
-def _kept(e) -> torch.Tensor:
-    return (e.share("bias") + e.share("stabiliser")) * e.seed
+def _explained(model: nn.Module, x: Tensor, found: dict) -> dict[str, object]:
+    """EpsilonPlus in float32: the ledger, where biases keep their share; or what it raised."""
+    try:
+        e = LRP(model, composites.EpsilonPlus()).explain(x)
+    except LRPError as error:
+        outcome = "not finite" if "not finite" in str(error) else "refused"
+        return {"outcome": outcome, "reason": reason(error), "message": str(error)}
+    except Exception as error:  # what is no LRPError is a fault
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}: {error}"
+        return {"outcome": "raised", "reason": type(error).__name__, "message": message}
+    kept = (e.share("bias") + e.share("stabiliser")) * e.seed
+    imbalance = float(((e.seed - e.received - kept) / e.seed).abs().max())
+    return {"outcome": "explained", "imbalance": imbalance, "biases keep": float(e.share("bias").mean())}
 
 
-def _worst(seed: torch.Tensor, total: torch.Tensor) -> float:
-    return float(((seed - total) / seed).abs().max())
+def _excluded(model: nn.Module, x: Tensor) -> dict[str, object]:
+    """EpsilonPlus without biases: the input's sum over the seed, and the worst distance from 1."""
+    try:
+        e = LRP(model, composites.EpsilonPlus(bias="exclude")).explain(x)
+    except LRPError as error:
+        return {"conservation": math.inf, "excluded": reason(error)}
+    ratio = e.received / e.seed
+    return {"conservation": float((ratio - 1).abs().max()), "sum / seed": float(ratio.mean())}
 
 
-def zennit_sum(model: nn.Module, x: torch.Tensor) -> float:
+def same_map(model: nn.Module, x: Tensor) -> dict[str, object]:
+    """LRP-0 (signed sums, biases absorbed, float64) against the second derivation: the largest relative difference."""
+    try:
+        R = LRP(model, composites.Epsilon(1e-12, addition=rules.Epsilon(1e-12))).attribute(x)
+    except LRPError as error:
+        return {"derivation": f"lrp: {reason(error)}"}
+    try:
+        second = derived(model, x)
+    except Exception as error:  # autograd cannot follow, or this derivation has a gap
+        return {"derivation": f"{type(error).__name__}: {error}"[:80]}
+    if second.refused or second.undefined:
+        return {"derivation": f"no rule for {', '.join(second.refused)}" if second.refused else "zeros that share"}
+    return {"difference": float((R - second.relevance).abs().max() / second.relevance.abs().max())}
+
+
+def reason(error: LRPError) -> str:
+    """Why a network is refused, in a word or two: the operation without a rule, or what the capture met."""
+    text = str(error)
+    called = sorted(set(re.findall(r"calls (\w+)", text)))
+    if called:
+        return "no rule for " + ", ".join(called)
+    if "first axis is not the batch" in text:
+        return "samples not on the first axis"
+    if isinstance(error, CaptureError):
+        return "cannot be traced" if "could not be traced" in text else "the graph does not reproduce it"
+    return type(error).__name__
+
+
+# ---------------------------------------------------------------- the peers
+
+
+def zennit_sum(model: nn.Module, x: Tensor) -> float:
     """zennit's EpsilonPlus without biases, from a one-hot seed: sum of relevance per image, 1 if conserved."""
     from zennit import attribution, canonizers
     from zennit import composites as theirs
     from zennit import torchvision as own
 
-    kind = type(model).__name__
-    canonizer = {"ResNet": own.ResNetCanonizer, "VGG": own.VGGCanonizer}.get(kind, canonizers.SequentialMergeBatchNorm)
+    by_type = {torchvision.models.ResNet: own.ResNetCanonizer, torchvision.models.VGG: own.VGGCanonizer}
+    canonizer = by_type.get(type(model), canonizers.SequentialMergeBatchNorm)
     composite = theirs.EpsilonPlus(zero_params="bias", canonizers=[canonizer()])
-    one_hot = nn.functional.one_hot(model(x).argmax(1), 1000).to(x)
+    logits = model(x)
+    one_hot = nn.functional.one_hot(logits.argmax(1), logits.shape[1]).to(x)
     with attribution.Gradient(model=model, composite=composite) as attributor:
         _, relevance = attributor(x.clone().requires_grad_(), one_hot)
     return float(relevance.detach().sum() / len(x))
 
 
-def captum_sum(model: nn.Module, x: torch.Tensor) -> float:
+def captum_sum(model: nn.Module, x: Tensor) -> float:
     """captum's LRP with its default rules: sum of relevance over the sum of logits, 1 if conserved."""
     from captum.attr import LRP as Captum
 
@@ -106,7 +137,7 @@ def captum_sum(model: nn.Module, x: torch.Tensor) -> float:
     return float((Captum(model).attribute(x.clone().requires_grad_(), target=target).sum() / logits.sum()).detach())
 
 
-def attempt(method: Callable, model: nn.Module, x: torch.Tensor) -> str:
+def attempt(method: Callable, model: nn.Module, x: Tensor) -> str:
     """A peer's number as text, or the name of the error it raises."""
     try:
         with warnings.catch_warnings():
@@ -116,95 +147,94 @@ def attempt(method: Callable, model: nn.Module, x: torch.Tensor) -> str:
         return type(error).__name__
 
 
-def row(name: str, size: int = 96, peers: bool = True) -> dict[str, object]:
-    """One line of the table; an LRPError of ours is a finding, too."""
-    model, x = network(name), images(size=size)
+# ---------------------------------------------------------------- one network after the other
+
+
+def row(library: str, name: str, peers: bool = True) -> dict[str, object]:
+    """One line of the table."""
     try:
-        found = examine(model, x)
-    except LRPError as error:
-        found = {"imbalance": float("nan"), "error": str(error)}
-    theirs = {"zennit": attempt(zennit_sum, model, x), "captum": attempt(captum_sum, model, x)} if peers else {}
-    return {"architecture": name, **found, **theirs}
+        model, x = networks.network(library, name)
+    except Exception as error:
+        return {"outcome": "not built", "reason": type(error).__name__, "message": str(error)[:300]}
+    asked = peers and (library == "torchvision" or (library == "timm" and name in TIMM_SAMPLE))
+    theirs = {"zennit": attempt(zennit_sum, model, x), "captum": attempt(captum_sum, model, x)} if asked else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return examine(model, x) | theirs | {"shape": list(x.shape[1:])}
 
 
-def version(package) -> str:
-    """A package's release, without the build it came from."""
-    return package.__version__.split("+")[0]
+def key() -> str:
+    """A mark of all that an answer depends on: the core, this bench, the libraries' releases."""
+    here = Path(__file__).resolve().parent
+    files = [*sorted((ROOT / "lrp").glob("*.py")), *sorted(here.glob("coverage*")), *sorted(here.parent.glob("*.py"))]
+    digest = hashlib.sha256("".join(report.versions().values()).encode())
+    for path in files:
+        if path.suffix in (".py", ".txt") and path.name not in ("coverage_report.py", "conftest.py"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
-def as_markdown(table: pd.DataFrame, size: int) -> str:
-    """The table with what it means, ready to be read."""
-    balanced, conserved = table["imbalance"] <= BALANCED, table["conserved"] == True  # noqa: E712 (NaN is neither)
-    lines = [
-        "# Coverage",
-        "",
-        f"{len(table)} convolutional classifiers of torchvision {version(torchvision)} with random weights, biases and "
-        f"BatchNorm statistics, two random images of {size} pixels, float32, torch {version(torch)}; written by "
-        "`make coverage`.",
-        "",
-        f"**Balanced: {int(balanced.sum())} of {len(table)}** (the seed equals input + biases + stabilisers to "
-        f"{BALANCED:g} of it, for each image). **Conserved without biases: {int(conserved.sum())} of {len(table)}** "
-        f'(with `bias="exclude"` the input\'s sum equals the seed to {CONSERVED:g}).',
-        "",
-    ]
-    for _, found in table[(table["conserved"] == False)].iterrows():  # noqa: E712
-        where = f"stabilisers keep {found['stabiliser keeps']:.5f} and rounding takes {found['lost']:.5f}"
-        lines += [
-            f"Exception: {found['architecture']} ends at {found['sum / seed']:.5f} of the seed. Without biases the "
-            f"contributions in its dense layers nearly cancel, and the ε-rule divides by what is left: {where}, as the "
-            "ledger and a warning say.",
-            "",
-        ]
-    if "zennit" in table:
-        right = {peer: int((pd.to_numeric(table[peer], errors="coerce") - 1).abs().le(CONSERVED).sum())
-                 for peer in ("zennit", "captum")}  # fmt: skip
-        lines += [
-            f"zennit (EpsilonPlus without biases, its canonizers, one-hot seed) is right on {right['zennit']}, captum "
-            f"(its default rules, biases absorb) on {right['captum']}: their column should read 1; an error's name "
-            "means that it raised.",
-            "",
-        ]
-    columns = ["architecture", "balanced", "imbalance", "biases keep", "sum / seed", "seconds"]
-    columns += [peer for peer in ("zennit", "captum") if peer in table]
-    lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for (_, found), good in zip(table.iterrows(), balanced, strict=True):
-        cells = {
-            "balanced": "yes" if good else "no",
-            "imbalance": f"{found['imbalance']:.1e}",
-            "biases keep": f"{found['biases keep']:.3f}",
-            "sum / seed": f"{found['sum / seed']:.5f}",
-            "seconds": f"{found['seconds']:.1f}",
-        }
-        lines.append("| " + " | ".join(cells.get(c) or str(found[c]) for c in columns) + " |")
-    return "\n".join(lines) + "\n"
+def answer(library: str, name: str, store: Path, seconds: float, peers: bool = True) -> dict[str, object]:
+    """The stored row of a network, or a new one from a process of its own."""
+    path = store / f"{library.replace(' ', '_')}-{name}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(theirs, library, name, peers), daemon=True)
+    process.start()
+    theirs.close()
+    found = {"outcome": "took too long", "reason": f"more than {seconds:g} s"}
+    try:
+        if ours.poll(seconds):
+            found = ours.recv()
+    except EOFError:
+        found = {"outcome": "raised", "reason": "the process died", "message": "out of memory, perhaps"}
+    process.kill()
+    process.join()
+    found = {"library": library, "network": name, **found}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found), encoding="utf-8")
+    part.replace(path)
+    return found
+
+
+def _send(pipe, library: str, name: str, peers: bool) -> None:
+    pipe.send(row(library, name, peers))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns 1 if a network does not balance."""
+    """Command line; returns 1 if a map that could be compared is not the second derivation's, or books do not balance."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", help="architectures (default: all convolutional ones)")
-    parser.add_argument("--size", type=int, default=96, help="pixels of the square images (default 96)")
+    parser.add_argument("names", nargs="*", help="networks (default: all, into figures/)")
+    parser.add_argument("--library", help=f"one of {', '.join(networks.SIZES)}")
+    parser.add_argument("--fast", action="store_true", help="a few networks of each library")
     parser.add_argument("--no-peers", action="store_true", help="leave zennit and captum out")
+    parser.add_argument("--seconds", type=float, default=300, help="limit for one network (default 300)")
+    parser.add_argument("--store", type=Path, help="folder of the answers (default: build/coverage/KEY)")
     options = parser.parse_args(arguments)
-    unknown = set(options.names) - set(torchvision.models.list_models())
-    if unknown:
-        print(f"torchvision has no {', '.join(sorted(unknown))}", file=sys.stderr)
+    torch.set_num_threads(max(1, torch.get_num_threads()))
+    every = [(lib, name) for lib, names in networks.libraries().items() for name in names]
+    asked = [(lib, name) for lib, name in every
+             if options.library in (None, lib) and (not options.names or name in options.names)
+             and (not options.fast or QUIET.fullmatch(name))]  # fmt: skip
+    unknown = set(options.names) - {name for _, name in every}
+    if unknown or not asked:
+        print(f"no library here has {', '.join(sorted(unknown)) or options.library}", file=sys.stderr)
         return 2
-    rows = []
-    for name in (bar := tqdm(options.names or names(), unit="net")):
+    store, rows = options.store or STORE / key(), []
+    for library, name in (bar := tqdm(asked, unit="net")):
         bar.set_postfix_str(name)
-        rows.append(row(name, options.size, peers=not options.no_peers))
-        gc.collect()
-    table = pd.DataFrame(rows)
-    text = as_markdown(table, options.size)
-    if options.names:
-        print(text)
+        rows.append(answer(library, name, store, options.seconds, not options.no_peers))
+    if len(asked) == len(every):
+        report.write(rows)
     else:
-        TABLE.write_text(text, encoding="utf-8")
-        print(f"wrote {TABLE.relative_to(TABLE.parents[1])}")
-    for _, found in table[~(table["imbalance"] <= BALANCED)].iterrows():
-        print(f"{found['architecture']}: {found.get('error') or found['imbalance']}", file=sys.stderr)
-    return int(not (table["imbalance"] <= BALANCED).all())
+        print(report.as_markdown(rows))
+    wrong = [found for found in rows if report.wrong(found)]
+    for found in wrong:
+        print(f"{found['library']} {found['network']}: {report.wrong(found)}", file=sys.stderr)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
