@@ -98,6 +98,7 @@ SEVERAL = {  # what gives several tensors, of which each has a kind of its own
     **dict.fromkeys(("var_mean", "std_mean"), (UNKNOWN, AVERAGE)),
     "aminmax": (MAXIMUM, MAXIMUM),
 }
+SHAPED_LIKE = {"expand_as", "view_as", "reshape_as", "type_as"}  # the second tensor gives no values
 FIELDS = {"values": 0, "indices": 1, "min": 0, "max": 1}  # names of their results
 CARRYING = {"mT", "T", "H", "mH", "real", "data"}  # attributes of a tensor that hold its values
 FACTS = set(  # and those that do not

@@ -7,7 +7,8 @@ from .graph import Node, references
 
 def related(node: Node) -> Node:
     """The node with its inputs, and the kind that follows from them."""
-    node.inputs = tuple(n for n in references((node.args, node.kwargs)) if n.carries)
+    read = [first(node)] if node.op in v.SHAPED_LIKE else references((node.args, node.kwargs))
+    node.inputs = tuple(n for n in read if isinstance(n, Node) and n.carries)
     if not node.inputs:
         node.kind = v.CONSTANT
     elif node.kind == v.ADD:

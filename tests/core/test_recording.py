@@ -78,6 +78,12 @@ class Rectify(torch.autograd.Function):
         return g * (ctx.saved_tensors[0] > 0)
 
 
+def shaped_like(m, x):
+    """What only gives a shape carries nothing."""
+    h = m.c(x)
+    return m.head(F.relu(h + m.cls[..., None].expand_as(h)).flatten(1))
+
+
 def own_function(m, x):
     return m.head(Rectify.apply(m.c(x)).flatten(1)) if x.size(1) == 3 else x
 
@@ -113,6 +119,7 @@ WAYS = {
     "asks for a tensor": (asks_for_a_tensor, 392, True),
     "writes into a part": (writes, 196, True),
     "class token": (tokens, 196, True),
+    "shaped like another": (shaped_like, 196, False),
     "autograd function": (own_function, 196, True),
     "pieces before samples": (fused_pieces, 196, True),
     "windows": (windows, 36, False),
@@ -124,7 +131,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_lrp_0_is_gradient_x_input_for_any_number_of_samples(way):
     call, head, recorded = WAYS[way]
-    model = net(call, head, cls=nn.Parameter(torch.randn(1, 1, 4)))
+    model = net(call, head, cls=nn.Parameter(torch.randn(1, 1, 4) if way == "class token" else torch.zeros(1, 1, 1)))
     explainer = LRP(model, LRP0)
     for x in (X, X[:1], torch.cat([X, -X, X])):
         e = explainer.explain(x, 1)
