@@ -25,7 +25,7 @@ def mode(model: nn.Module) -> None:
     """Raise InputError for a model in training mode, or with a part in training mode to which that may matter."""
     for name, module in model.named_modules():
         changed = "forward" in vars(module) or bool(module._forward_pre_hooks)
-        if module.training and _asks_for_training(type(module), changed):
+        if module.training and (module is model or _asks_for_training(type(module), changed)):
             what = f"its module `{name}`" if name else "it"
             raise InputError(
                 f"{type(model).__name__} is to be explained, but {what} is in training mode: call model.eval() first"

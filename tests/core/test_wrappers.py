@@ -103,9 +103,12 @@ def test_what_torch_fx_makes_is_in_eval_mode_if_its_leaves_are():
 
 @pytest.mark.parametrize("part", [nn.ReLU(), nn.Linear(3, 3), nn.LayerNorm(3), nn.Sequential(nn.Tanh())])
 def test_torch_s_modules_that_do_not_ask_for_training_may_be_in_it(part):
-    model = nn.Sequential(nn.Linear(3, 3), part)
-    x = torch.ones(1, 3)
-    assert torch.equal(LRP(model).attribute(x, 0), LRP(model.eval()).attribute(x, 0))
+    model, x = nn.Sequential(nn.Linear(3, 3), part).eval(), torch.ones(1, 3)
+    expected = LRP(model).attribute(x, 0)
+    part.train()
+    assert torch.equal(LRP(model).attribute(x, 0), expected)
+    with pytest.raises(InputError, match="Sequential is to be explained, but it is in training mode"):
+        LRP(model.train())
 
 
 class Asks(nn.Module):
@@ -115,8 +118,10 @@ class Asks(nn.Module):
 
 @pytest.mark.parametrize("part", [nn.Dropout(), nn.BatchNorm1d(3), nn.RReLU(), nn.InstanceNorm1d(3), Asks()], ids=repr)
 def test_what_asks_for_training_is_refused_in_it(part):
+    model = nn.Sequential(nn.Linear(3, 3), part).eval()
+    part.train()
     with pytest.raises(InputError, match=r"Sequential is to be explained, but its module `1` is in training mode"):
-        LRP(nn.Sequential(nn.Linear(3, 3), part))
+        LRP(model)
 
 
 # ---------------------------------------------------------------- what cannot be explained
@@ -169,7 +174,7 @@ def test_what_is_no_module_is_refused(what):
 
 
 def test_a_lazy_model_that_has_run_is_explained():
-    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3)).eval()
     model(X)
     assert torch.allclose(LRP(model).attribute(X, 1).flatten(1), X.flatten(1) * model[1].weight[1], atol=1e-4)
 
