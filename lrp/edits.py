@@ -118,11 +118,27 @@ def _slots(held: dict | list | tuple) -> Iterator[tuple]:
 
 
 def _copied(value):
-    """A value that stays as it is when its containers are edited in place."""
+    """A value that stays as it is when its containers, or the attributes of an object, are edited in place."""
     if isinstance(value, dict):
         return {key: _copied(one) for key, one in value.items()}
-    kind = next((kind for kind in (list, tuple, set) if isinstance(value, kind)), None)
-    return value if kind is None else kind(map(_copied, value))
+    if isinstance(value, set):
+        return set(value)
+    if isinstance(value, list | tuple):
+        return (list if isinstance(value, list) else tuple)(map(_copied, value))
+    whole = isinstance(value, nn.Module | Tensor) or callable(value) or not hasattr(value, "__dict__")
+    return value if whole else _Held(value)
+
+
+class _Held:
+    """An object of another kind, as a configuration, and its attributes; not those of objects in these."""
+
+    def __init__(self, value):
+        self.value, self.attributes = value, dict(vars(value))
+
+    def __eq__(self, other):
+        return self.value is other and _same(self.attributes, vars(other))
+
+    __hash__ = None
 
 
 def _same(then: dict, now: dict) -> bool:

@@ -33,8 +33,8 @@ class LRP:
     modified are made anew; when modules, their attributes, parameters or hooks do, the model is captured anew.
 
     Three edits are not noticed: fewer than 4096 values in a row, of a tensor with more than 2 million, written through
-    `.data` or NumPy; what forward reads from elsewhere than the modules' attributes (globals, closures, objects of
-    other kinds); attributes that forward itself rewrites. Call `refresh` after these.
+    `.data` or NumPy; what forward reads from elsewhere than the modules' attributes and theirs (globals, closures,
+    objects in objects, arrays of NumPy); attributes that forward itself rewrites. Call `refresh` after these.
 
     Forward hooks are not explained: a model in which one changes the output is refused. Autocast is turned off, around
     the model and in its forward, since shares in half precision do not add up.

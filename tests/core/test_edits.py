@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,12 +27,13 @@ class Plain(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Identity())
         self.head = nn.Linear(54, 4)
         self.factor, self.axes, self.nested, self.how = 2.0, (1, 3), [[1, 1]], "leaky_relu"
+        self.config = SimpleNamespace(scale=1.0, start=0)
         self.plain, self.table = torch.full((6, 1, 1), 1.5), {"shift": torch.ones(1)}
 
     def forward(self, x):
         h = self.pool(self.act(self.norm(self.conv(x)))) * self.factor * self.plain + self.table["shift"]
         h = getattr(F, self.how)(self.body(h)) * self.nested[0][0]
-        return self.head(h.flatten(*self.axes))
+        return self.head(h.flatten(*self.axes)) * self.config.scale
 
 
 def plain():
@@ -106,6 +109,7 @@ EDITS = {
     "number": lambda m: setattr(m, "factor", -3.0),
     "string": lambda m: setattr(m, "how", "softplus"),
     "nested list": nested_list,
+    "configuration": lambda m: setattr(m.config, "scale", -2.0),
     "plain tensor": lambda m: setattr(m, "plain", m.plain + 1),
     "plain tensor in place": lambda m: m.plain.mul_(-1),
     "plain tensor through data": plain_tensor_through_data,
@@ -236,6 +240,20 @@ def test_tensors_of_every_type_are_read(dtype):
         assert not watch.same_content() and watch.same_content()
     module.part.data[3, 2] = -1.0
     assert not watch.same_content() and watch.same_content()
+
+
+def test_threads_share_an_explainer_while_the_model_is_edited():
+    model, x = plain()
+    explainer, found = LRP(model, PLUS()), []
+    expected = explainer.attribute(x, 1)
+    for act in (model.act, nn.ReLU()):
+        model.act, found[:] = act, []
+        threads = [threading.Thread(target=lambda: found.append(explainer.attribute(x, 1))) for _ in range(4)]
+        explainer.refresh()
+        [thread.start() for thread in threads], [thread.join() for thread in threads]
+        fresh = LRP(model, PLUS()).attribute(x, 1)
+        assert len(found) == 4 and all(torch.equal(one, fresh) for one in found)
+    assert not torch.equal(fresh, expected)
 
 
 def test_reading_leaves_the_random_state_alone():
