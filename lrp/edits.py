@@ -22,7 +22,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-BLOCK, LARGE, EVERY = 1024, 2**21, 4
+BLOCK, LARGE, EVERY = 1024, 2**22, 4
 REMAKE_WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)  # torch's own hooks, whose sources are watched
 
 

@@ -32,7 +32,7 @@ class LRP:
     The model is captured once and only read. It may be edited between calls: when weights change, those that a rule
     modified are made anew; when modules, their attributes, parameters or hooks do, the model is captured anew.
 
-    Three edits are not noticed: fewer than 4096 values in a row, of a tensor with more than 2 million, written through
+    Three edits are not noticed: fewer than 4096 values in a row, of a tensor with more than 4 million, written through
     `.data` or NumPy; what forward reads from elsewhere than the modules' attributes and theirs (globals, closures,
     objects in objects, arrays of NumPy); attributes that forward itself rewrites. Call `refresh` after these.
 
