@@ -79,9 +79,11 @@ class Composite:
     def rule(self, node: Node, first: set[Node]) -> r.Rule | None:
         """The rule at this node; None where its kind needs none (activations, pooling, views)."""
         rows = [*self.rules, (v.ADD, self.addition), (v.LRN, self.lrn)]
+        if front := node.front and node.kind == v.BATCHNORM:
+            rows = [(condition, rule) for condition, rule in rows if condition != "any" or isinstance(rule, r.Adjoint)]
         named = (rule for pattern, rule in self.overrides.items() if self.names(pattern, node))
         listed = (rule for condition, rule in rows if _holds(condition, node, first))
-        return next(chain(named, listed), None)
+        return next(chain(named, listed), r.Pass() if front else None)
 
     @staticmethod
     def names(pattern: str, node: Node) -> bool:

@@ -1,8 +1,7 @@
 """A network as a graph of nodes, each of one kind, so that relevance can walk back over it.
 
-`lrp.capture` makes the graph from a model. `fold` merges each BatchNorm into the convolution or dense layer
-that feeds it and nothing else, found by following the data, not by the order of registration; any other
-BatchNorm stays a node of its own.
+`lrp.capture` makes the graph from a model. `lrp.folding` then merges affine maps with constants, and constant pads,
+into the layers that they belong to.
 """
 
 import difflib
@@ -12,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
 from . import kinds as v
@@ -31,13 +31,17 @@ class Node:
     kwargs: dict = field(default_factory=dict)
     inputs: tuple["Node", ...] = ()
     module: nn.Module | None = None
-    norm: nn.Module | None = None  # BatchNorm folded into this node
+    before: tuple["Node", ...] = ()  # pads folded into this node; in each, HOLE stands for the value that it pads
+    after: tuple["Node", ...] = ()  # affine maps folded into this node, likewise
     aliases: tuple[str, ...] = ()  # names of nodes that were folded into this one
     nonnegative: bool = False  # its output is known to be >= 0
     signs: tuple[float, ...] = ()  # of the summands of an addition
-    constants: tuple = ()  # what an addition adds besides its inputs: (sign, value or Node)
+    constants: tuple = ()  # what it adds besides its inputs: (sign, value or Node)
     gate: int | None = None  # which factor of a product is the gate, where the graph tells
     place: str = ""  # file and line of the call in the network's code
+    shape: torch.Size | None = None  # of its value, where an example was recorded
+    front: bool = False  # an affine map of the network's input itself
+    fixed: bool = False  # its weights are made of the model's parameters and buffers alone
 
     def __repr__(self):
         return f"Node({self.name!r}, {self.kind})"
@@ -57,14 +61,33 @@ class Node:
         """`inputs` without repetition."""
         return tuple(dict.fromkeys(self.inputs))
 
+    @property
+    def reads(self) -> set["Node"]:
+        """The nodes whose values it needs."""
+        folded = [(piece.args, piece.kwargs) for piece in (*self.before, *self.after)]
+        return set(references((self.args, self.kwargs, folded))) - {HOLE}
+
     def run(self, values: dict["Node", object]) -> object:
-        """The node's value from those of the nodes before it, through the BatchNorm folded into it if there is one."""
+        """The node's value from those of the nodes before it, with the pads and affine maps folded into it."""
+        if self.before:
+            values = {**values, self.inputs[0]: self.padded(values[self.inputs[0]], values)}
         value = self.call(*fill(self.args, values), **fill(self.kwargs, values))
-        return value if self.norm is None else self.norm.forward(value)
+        for piece in self.after:
+            value = piece.run({**values, HOLE: value})
+        return value
+
+    def padded(self, x: Tensor, values: dict["Node", object]) -> Tensor:
+        """x with the pads that were folded into this node."""
+        for pad in self.before:
+            x = pad.run({**values, HOLE: x})
+        return x
 
     def layer(self, values: dict["Node", object]) -> object:
         """The node's module, or what stands for it where it is a functional call: the arguments as attributes."""
         return self.module or _LAYERS[self.op](*fill(self.args, values), **fill(self.kwargs, values))
+
+
+HOLE = Node("x", v.INPUT, "hole")  # stands for the one argument of a folded operation that is no constant
 
 
 class Graph:
@@ -77,7 +100,7 @@ class Graph:
         self.input = next(node for node in self.inputs if node.carries)
         self.modules = modules  # module path -> the node whose value the module returned
         self.names = {name: node for node in nodes for name in (node.name, *node.aliases)}
-        self.reads = {node: set(references((node.args, node.kwargs))) for node in nodes}
+        self.reads = {node: node.reads for node in nodes}
         counts = Counter(source for sources in self.reads.values() for source in sources)
         self.users = {node: counts[node] for node in nodes}  # how many nodes read each one's value
         readers = {node: [] for node in nodes}
@@ -121,7 +144,7 @@ def _nearest(start: Node, step: Mapping[Node, Iterable[Node]]) -> set[Node]:
 
 def ancestors(node: Node) -> set[Node]:
     """The node and all that it is computed from."""
-    return reachable(node, lambda node: references((node.args, node.kwargs)))
+    return reachable(node, lambda node: node.reads)
 
 
 def reachable(start: Node, step: Callable[[Node], Iterable[Node]]) -> set[Node]:
@@ -133,27 +156,6 @@ def reachable(start: Node, step: Callable[[Node], Iterable[Node]]) -> set[Node]:
             seen.add(node)
             todo += step(node)
     return seen
-
-
-def fold(graph: Graph) -> Graph:
-    """Fold each BatchNorm into the convolution or dense layer whose output nobody else reads."""
-    replaced: dict[Node, Node] = {}
-    for node in graph.nodes:
-        node.inputs = tuple(replaced.get(i, i) for i in node.inputs)
-        node.args, node.kwargs = fill((node.args, node.kwargs), replaced)
-        node.constants = fill(node.constants, replaced)
-        if node.kind != v.BATCHNORM or node.module is None:
-            continue
-        layer = node.inputs[0]
-        alone = graph.users[layer] == 1 and layer is not graph.output and layer.norm is None
-        if layer.kind in v.WEIGHTED and alone:
-            layer.norm, layer.aliases = node.module, (*layer.aliases, node.name)
-            replaced[node] = layer
-    nodes = [node for node in graph.nodes if node not in replaced]
-    modules = {path: replaced.get(node, node) for path, node in graph.modules.items()}
-    folded = Graph(nodes, replaced.get(graph.output, graph.output), modules, graph.model)
-    folded.recorded = graph.recorded
-    return folded
 
 
 def references(args) -> list[Node]:
@@ -180,15 +182,20 @@ def _transposed(dims, input, weight, bias=None, stride=1, padding=0, output_padd
     return _convolution(dims, input, weight, bias, stride, padding, dilation, groups, output_padding, transposed=True)
 
 
-def _batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
-    return SimpleNamespace(running_mean=running_mean, running_var=running_var, weight=weight, bias=bias, eps=eps)
+def _batch_norm(
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *torchs, **_
+) -> SimpleNamespace:
+    if torchs:  # torch.batch_norm takes nine arguments, and these four in another order
+        running_mean, running_var, weight, bias = weight, bias, running_mean, running_var
+    by_batch = bool(training) or running_mean is None
+    return SimpleNamespace(
+        running_mean=running_mean, running_var=running_var, weight=weight, bias=bias, eps=eps, by_batch=by_batch
+    )
 
 
 # From the arguments of a function of torch to the attributes that the module of the same kind has.
 _LAYERS = {
     "linear": lambda input, weight, bias=None: SimpleNamespace(weight=weight, bias=bias),
-    "matmul": lambda input, other: SimpleNamespace(weight=other.T, bias=None),
-    "mm": lambda input, mat2: SimpleNamespace(weight=mat2.T, bias=None),
     "batch_norm": _batch_norm,
     "local_response_norm": lambda input, size, alpha=1e-4, beta=0.75, k=1.0: SimpleNamespace(
         size=size, alpha=alpha, beta=beta, k=k

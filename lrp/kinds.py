@@ -34,14 +34,17 @@ LINEAR = (CONVOLUTION, DENSE, BATCHNORM, AVERAGE, ADD)
 # The words of each kind: functions, methods, and modules (nn.LeakyReLU is "leaky_relu"). "#" stands for 1, 2 and 3.
 _PADDINGS = "pad zero_pad#d constant_pad#d reflection_pad#d replication_pad#d circular_pad#d"
 _MAX_POOLS = "max_pool#d max_pool#d_with_indices adaptive_max_pool#d adaptive_max_pool#d_with_indices"
-_SIGN_KEEPERS = "identity clone detach contiguous to dropout dropout#d stochastic_depth"
+_SIGN_KEEPERS = "identity clone detach contiguous pos positive to dropout dropout#d stochastic_depth"
+_PRODUCTS = "matmul mm bmm mv inner tensordot einsum"
+_MEASURES = "size dim ndimension numel nelement len is_floating_point zeros_like ones_like full_like empty_like "
+_MEASURES += "new_zeros new_ones new_full new_empty new_tensor"
 _NAMES = {
     ADD: "add radd iadd sub isub rsub subtract",
     PRODUCT: "mul rmul imul multiply div truediv true_divide itruediv divide",
     ACTIVATION: "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign tanh "
     "sigmoid special_expit logsigmoid log_sigmoid hardswish hardsigmoid hardtanh tanhshrink softshrink hardshrink "
     "threshold alpha_dropout feature_alpha_dropout clamp clamp_min clamp_max clip float double half bfloat16 type_as "
-    f"neg {_SIGN_KEEPERS}",
+    f"neg negative {_SIGN_KEEPERS}",
     REARRANGE: "flatten reshape view permute transpose t squeeze unsqueeze chunk split unbind getitem cat "
     "concat concatenate stack expand expand_as repeat tile movedim moveaxis swapaxes swapdims narrow select "
     "index_select gather take_along_dim diagonal rot90 fliplr flipud setitem copy write_part read_part max_unpool#d "
@@ -52,10 +55,9 @@ _NAMES = {
     NORM: "layer_norm group_norm instance_norm instance_norm#d rms_norm normalize",
     LRN: "local_response_norm",
     CONVOLUTION: "conv#d conv_transpose#d",
-    DENSE: "linear matmul mm",
+    DENSE: f"linear {_PRODUCTS}",
     BATCHNORM: "batch_norm batch_norm#d sync_batch_norm",
-    CONSTANT: "size dim ndimension numel getattr len _assert zeros_like ones_like full_like empty_like "
-    "new_zeros new_ones new_full new_empty new_tensor gt lt ge le eq ne argmax argmin is_floating_point",
+    CONSTANT: f"{_MEASURES} getattr _assert gt lt ge le eq ne argmax argmin",
 }
 
 
@@ -87,6 +89,12 @@ SIGMOIDS = {
     "special_expit",
 }  # each class a probability, or its log
 ENDS = SIGMOIDS | {"softmax", "log_softmax", "logsoftmax", "softmax2d", "special_softmax", "special_log_softmax"}
+PRODUCTS = set(_words(_PRODUCTS))
+MEASURES = set(_words(_MEASURES))  # these ask for the shape and the type of a tensor, not for its values
+OPERANDS = {"input", "self", "other", "tensor", "mat2", "vec", "a", "b"}  # torch's names for two factors
+FUSED = {"addcmul": "mul", "addcdiv": "div", **dict.fromkeys(("addmm", "addmv", "baddbmm"), "matmul")}
+NEGATIONS = {"neg", "negative"}
+COPIES = KEEPS_SIGN_NAMES - {"to"}  # what gives the same values in the same type
 DIVISIONS = {"div", "truediv", "true_divide", "divide"}
 PIECEWISE = set("chunk split unbind tensor_split hsplit vsplit dsplit split_with_sizes".split())
 _POOLS = _words(_MAX_POOLS)
@@ -98,7 +106,7 @@ SEVERAL = {  # what gives several tensors, of which each has a kind of its own
     **dict.fromkeys(("var_mean", "std_mean"), (UNKNOWN, AVERAGE)),
     "aminmax": (MAXIMUM, MAXIMUM),
 }
-SHAPED_LIKE = {"expand_as", "view_as", "reshape_as", "type_as"}  # the second tensor gives no values
+SHAPED_LIKE = {"expand_as", "view_as", "reshape_as", "type_as", "to"}  # the second tensor gives no values
 FIELDS = {"values": 0, "indices": 1, "min": 0, "max": 1}  # names of their results
 CARRYING = {"mT", "T", "H", "mH", "real", "data"}  # attributes of a tensor that hold its values
 FACTS = set(  # and those that do not

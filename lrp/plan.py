@@ -98,7 +98,7 @@ class Plan:
         self._seen: set = set()  # kinds of input for which graph and model were compared
         self._reach: dict[Node, set[Node]] = {}
         self._samples: dict = {}  # where the samples are, by kind of input and number of samples
-        self._weights: dict[Node, tuple[tuple, dict]] = {}
+        self._weights: dict[tuple[Node, int | None], tuple[tuple, dict]] = {}
 
     def step(self, node: Node) -> steps.Step:
         """A new step at this node, for one input."""
@@ -160,11 +160,12 @@ class Plan:
 
     def weights(self, node: Node, operator) -> tuple[tuple, dict]:
         """Weight and bias of a node and the parts made of them, stored between calls where that is safe."""
-        if not (operator.cacheable and node.module is not None):
+        if not (operator.cacheable and node.fixed):
             return operator.weights(), {}
-        if node not in self._weights:
-            self._weights[node] = operator.weights(), {}
-        return self._weights[node]
+        key = node, operator.axes
+        if key not in self._weights:
+            self._weights[key] = operator.weights(), {}
+        return self._weights[key]
 
     def _rule(self, node: Node) -> Rule:
         rule = self.composite.rule(node, self.graph.first) or AT[node.kind].own

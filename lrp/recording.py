@@ -202,7 +202,7 @@ class Recorder(TorchFunctionMode):
     def _mark(self, value, node: fx.Node) -> None:
         """From here on, `value` is what this node gives; of several tensors each gets a node."""
         if isinstance(value, Tensor):
-            self.nodes[value] = node
+            self.nodes[value], node.meta["shape"] = node, value.shape
         elif isinstance(value, (tuple, list)):
             for i, item in enumerate(value):
                 if _holds_tensor(item):

@@ -1,5 +1,7 @@
 """What a node is, seen from its inputs: summands and factors, gates and pieces, and whether a value can be negative."""
 
+import torch
+
 from . import kinds as v
 from .errors import CaptureError
 from .graph import Node, references
@@ -15,8 +17,13 @@ def related(node: Node) -> Node:
         _summands(node)
     elif node.kind == v.PRODUCT:
         _factors(node)
+    elif node.op in v.PRODUCTS:
+        factors = operands(node)[0]
+        node.kind = v.DENSE if len(node.inputs) == 1 and len(factors) == 2 and node.inputs[0] in factors else v.UNKNOWN
     elif node.kind in (*v.WEIGHTED, v.BATCHNORM) and node.inputs != (first(node),):
         node.kind = v.UNKNOWN  # a kernel computed from the input
+    elif node.kind == v.BATCHNORM and node.module is None and node.layer({}).by_batch:
+        node.kind = v.UNKNOWN
     elif node.op in v.PIECEWISE or _gives_several(node):
         node.kind = v.PIECES
     elif node.op in ("getitem", "getattr") and node.inputs[0].kind == v.PIECES:
@@ -29,6 +36,33 @@ def related(node: Node) -> Node:
 def first(node):
     """The first argument of a node (or of an fx node), given by position or by keyword."""
     return next(iter((*node.args, *node.kwargs.values())), None)
+
+
+def spelled_out(node: Node) -> list[Node]:
+    """The node; addcmul, addmm and their like are a product and a sum."""
+    if node.op not in v.FUSED:
+        return [related(node)]
+    factors = {key: value for key, value in node.kwargs.items() if key in ("value", "alpha", "beta")}
+    added, *terms = (*node.args, *(value for key, value in node.kwargs.items() if key not in factors))
+    op, (alpha, beta) = v.FUSED[node.op], (factors.get("value", factors.get("alpha", 1)), factors.get("beta", 1))
+    parts = [Node(f"{node.name}.{op}", v.KIND_OF_NAME[op], op, getattr(torch, op), tuple(terms), place=node.place)]
+    if beta != 1:
+        times = Node(f"{node.name}.times", v.PRODUCT, "mul", torch.mul, (added, beta), place=node.place)
+        parts, added = [*parts, times], times
+    node.kind, node.op, node.call, node.args, node.kwargs = v.ADD, "add", torch.add, (added, parts[0]), {}
+    if alpha != 1:
+        node.kwargs = {"alpha": alpha}
+    return [related(part) for part in (*parts, node)]
+
+
+def operands(node: Node) -> tuple[list, tuple, dict]:
+    """The two factors of a product, and the other arguments."""
+    factors = [*node.args, *(value for key, value in node.kwargs.items() if key in v.OPERANDS)]
+    if node.op == "einsum":
+        factors = factors[1:]
+        factors = list(factors[0]) if len(factors) == 1 and isinstance(factors[0], list | tuple) else factors
+        return factors, (), {}
+    return factors[:2], tuple(factors[2:]), {key: value for key, value in node.kwargs.items() if key not in v.OPERANDS}
 
 
 def _summands(node: Node) -> None:
@@ -44,7 +78,9 @@ def _summands(node: Node) -> None:
 def _factors(node: Node) -> None:
     """Times a constant is a scale; of two factors that carry, the one that a sigmoid or softmax made is the gate."""
     divides = node.op in v.DIVISIONS
-    if len(node.inputs) == 1:  # c / x is no scale of x
+    if node.kwargs.get("rounding_mode") is not None:
+        node.kind = v.UNKNOWN
+    elif len(node.inputs) == 1:  # c / x is no scale of x
         node.kind = v.UNKNOWN if divides and node.inputs[0] is not first(node) else v.SCALE
     elif divides:
         node.gate = 1

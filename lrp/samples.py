@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import kinds as v
 from .errors import UnsupportedOperation
-from .graph import Node, fill
+from .graph import Node
 
 MOVERS = (v.REARRANGE, v.PIECES, v.AVERAGE, v.MAXIMUM)
 ELEMENTWISE = (v.ADD, v.PRODUCT, v.ACTIVATION, v.SCALE)  # axes are counted from the right, as torch broadcasts them
@@ -105,7 +105,7 @@ def _probe(node: Node, values: dict, known: dict, n: int) -> Tensor:
     for constant in set(values) - set(given):
         x = values[constant]
         given[constant] = torch.zeros_like(x).double() if isinstance(x, Tensor) and x.is_floating_point() else x
-    return node.call(*fill(node.args, given), **fill(node.kwargs, given))
+    return node.run(given)
 
 
 def _seen(node: Node, probe: Tensor, n: int) -> Samples | None:

@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kinds as v
+from .affine import operator
 from .errors import LRPError, UnsupportedOperation, warn
-from .graph import Node, fill
-from .operators import Addition, Averaging, Convolution, Dense, Operator, Scaling, reduce_to
+from .graph import Node
+from .operators import Averaging, reduce_to
 from .propagate import Applied, Shares, reads_output, total
 from .refusals import no_rule, no_single_value
 
@@ -168,11 +169,6 @@ class Linear(Step):
     def open(self, values) -> list[Tensor]:
         """Find the operator and its weights; returns the inputs."""
         node, xs = self.node, [values[n] for n in self.sources]
-        if node.kind == v.DENSE and node.norm is not None and xs[0].dim() > 2:
-            raise UnsupportedOperation(
-                f"BatchNorm `{node.aliases[-1]}` follows dense layer `{node.name}` on more than two axes and cannot be "
-                "folded into it: give the composite fold_batchnorm=False, or flatten places into the batch before it"
-            )
         self.operator = operator(node, values)
         (self.w, self.b), self.parts = self.plan.weights(node, self.operator)
         return xs
@@ -291,18 +287,6 @@ class Refused(Step):
 
 
 # ---------------------------------------------------------------- what they share
-
-
-def operator(node: Node, values: dict) -> Operator:
-    """The linear map of a node."""
-    if node.kind == v.ADD:
-        like = values[node.inputs[0]]
-        as_like = {"dtype": like.dtype, "device": like.device}
-        terms = [sign * torch.as_tensor(fill(c, values), **as_like).detach() for sign, c in node.constants]
-        return Addition(list(node.signs), sum(terms) if terms else None)
-    if node.kind == v.CONVOLUTION:
-        return Convolution(node.layer(values), node.norm)
-    return Dense(node.layer(values), node.norm) if node.kind == v.DENSE else Scaling(node.layer(values))
 
 
 def may_overwrite(node: Node) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from . import checks
 from . import kinds as v
 from .errors import CaptureError, NeedsExample
-from .graph import Graph, fold
+from .folding import fold
+from .graph import Graph
 from .recording import Recorder
 from .translation import Traced, Translation, place
 
@@ -38,7 +39,7 @@ def capture(model: nn.Module, fold_batchnorm: bool = True, example: Tensor | tup
         trace = _record(model, example if isinstance(example, tuple) else (example,))
     graph = Translation(model, trace).graph()
     graph.recorded = example is not None
-    return fold(graph) if fold_batchnorm else graph
+    return fold(graph, fold_batchnorm)
 
 
 def required(model: nn.Module) -> list[str]:
@@ -76,6 +77,8 @@ def _where(inside: str, line: str = "") -> str:
 
 class _Tracer(fx.Tracer):
     """fx's tracer, which notes the module and the line of each call, what each module returned, and constants."""
+
+    proxy_buffer_attributes = True  # buffers are looked up in each run, as parameters are
 
     def __init__(self):
         super().__init__()

@@ -20,7 +20,7 @@ from . import checks
 from . import kinds as v
 from .errors import CaptureError, NeedsExample
 from .graph import Graph, Node, ancestors
-from .relating import first, nonnegative, related
+from .relating import first, nonnegative, related, spelled_out
 
 
 @dataclass
@@ -73,6 +73,7 @@ class Translation:
         for fx_node in body:
             node, inplace = getattr(self, f"_{fx_node.op}")(fx_node)
             node.place = self.trace.places.get(fx_node, "")
+            node.shape = fx_node.meta.get("shape")
             self._add(fx_node, node, inplace)
         output = self._output(last.args[0])
         needed = ancestors(output)
@@ -137,7 +138,7 @@ class Translation:
         def call():  # looks the parameter up each time, because it may be replaced
             return made[target] if target in made else getattr(model.get_submodule(path), name)
 
-        return Node(self._name(target), v.CONSTANT, "get_attr", call), False
+        return Node(self._name(target), v.CONSTANT, "made" if target in made else "get_attr", call), False
 
     def _call_module(self, fx_node: fx.Node) -> tuple[Node, bool]:
         module = self.model.get_submodule(fx_node.target)
@@ -161,8 +162,13 @@ class Translation:
             bound.arguments["inplace"] = False
             args, kwargs = bound.args, bound.kwargs
         path, op = self.trace.paths.get(fx_node, ""), name or getattr(target, "__name__", str(target))
-        full = self._name(f"{path}.{op}" if path else op)
-        return related(Node(full, v.KIND_OF_NAME.get(name, v.UNKNOWN), op, call, args, kwargs)), inplace
+        full, place = self._name(f"{path}.{op}" if path else op), self.trace.places.get(fx_node, "")
+        node = Node(full, v.KIND_OF_NAME.get(name, v.UNKNOWN), op, call, args, kwargs, place=place)
+        *parts, node = spelled_out(node)
+        for part in parts:
+            self.nodes.append(part)
+            part.nonnegative = nonnegative(part)
+        return node, inplace
 
     _call_method = _call_function
 

@@ -20,7 +20,7 @@ class Call(nn.Module):
 
 def added(function, rule, a, b, policy="absorb"):
     """Relevance of a and b at a sum that holds relevance 1, and the bias' share."""
-    explainer = LRP(Call(function).eval(), composites.Composite([], addition=rule, bias=policy))
+    explainer = LRP(Call(function).eval(), composites.Composite([("batchnorm", rule)], addition=rule, bias=policy))
     x = torch.tensor([[a, b]]).double()
     e = explainer.explain(x, seed=torch.ones(1, len(a)).double())
     return e.relevance[0, 0].tolist(), e.relevance[0, 1].tolist(), e.totals["bias"]
@@ -72,7 +72,7 @@ def test_constant_summands_are_a_bias(add):
 def test_a_constant_is_taken_in_the_precision_of_the_network():
     """0.1 in float32 is off by 1.5e-9: the books of a float64 network would show it."""
     model = Call(lambda a, b: a * 1e-3 + 0.1).eval()
-    composite = composites.Composite([], addition=rules.Epsilon(0.0))
+    composite = composites.Composite([("batchnorm", rules.Epsilon(0.0))])
     e = LRP(model, composite).explain(torch.ones(1, 2, 1).double(), 0, seed=seeds.OneHot())
     assert e.totals["bias"] == pytest.approx(0.1 / 0.101, rel=1e-12)
     assert abs(e.totals["lost"]) < 1e-12

@@ -1,0 +1,320 @@
+"""One function, one map: affine maps with constants, and constant pads, go where they belong, however they are written.
+
+* Affine maps in a row are one, y = a x + b. It belongs to the convolution or dense layer below it if nothing else reads
+  that layer's output: found by following the data, not by the order of registration.
+* Where there is no such layer, it is one node, of kind "batchnorm", with the rule that BatchNorm has there; of kind
+  "scale" if it only multiplies: that passes.
+* Where a network sees its input only through such nodes, with nothing but views between, they normalise the input, and
+  relevance passes: the map is that of the network without them, at the normalised input (`Node.front`), and bounds of
+  pixels are in units of that. A row ("batchnorm", rule) of a composite still holds, and an override by name.
+* A pad with a constant belongs to the convolutions, and with zeros to the averages, that read it, as their `padding=`
+  would. It changes places with an activation that keeps zeros. Elsewhere it stays, and keeps as bias what comes to it.
+
+Without `norms`, affine maps that scale stay nodes of their own; a bias kept apart is folded all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from . import kinds as v
+from .affine import constants, is_affine, is_scale, pad
+from .graph import HOLE, Graph, Node, ancestors, fill, references
+from .relating import operands
+
+SPATIAL = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+ZERO_KEEPING = v.COPIES | set(
+    "relu relu6 leakyrelu leaky_relu prelu elu celu selu gelu silu mish softsign tanh hardswish tanhshrink softshrink "
+    "hardshrink".split()
+)
+
+
+def fold(graph: Graph, norms: bool = True) -> Graph:
+    """The graph with affine maps and constant pads folded into the layers that they belong to."""
+    for node in graph.nodes:
+        if node.op in SPATIAL or node.kind == v.AVERAGE:
+            _fold_pads(graph, node)
+    readers, replaced, heads = _readers(graph), {}, []
+
+    def alone(node: Node) -> bool:
+        """Is the node's value read by one node only?"""
+        return node is not graph.output and len(readers[node]) == 1
+
+    front = _front(graph, readers)
+    for chain in _chains(graph, alone):
+        layer = _below(chain[0].inputs[0], alone)
+        scales = any(not _only_shifts(piece) for piece in chain)
+        fits = layer.kind in v.WEIGHTED and alone(layer) and (norms or not scales)
+        count = _Target(layer).takes(chain) if fits else 0
+        replaced |= {piece: piece.inputs[0] for piece in chain}
+        if count:
+            layer.after, layer.aliases = _holed(chain[:count]), (*layer.aliases, *(p.name for p in chain[:count]))
+        if rest := chain[count:]:
+            heads.append(_head(rest))
+            heads[-1].front = rest[0] in front
+            replaced[rest[0]] = heads[-1]
+    return _rewired(graph, replaced, heads)
+
+
+# ---------------------------------------------------------------- who reads whom
+
+
+def _readers(graph: Graph) -> dict[Node, list[Node]]:
+    """The nodes that read each node's value, not only its shape."""
+    readers = {node: [] for node in graph.nodes}
+    for node in graph.nodes:
+        for source in node.reads:
+            if not _asks(node, source):
+                readers[source].append(node)
+    return readers
+
+
+def _asks(node: Node, source: Node) -> bool:
+    """Does the node ask for no more than the source's shape and type?"""
+    if node.kind == v.CONSTANT and (node.op in v.MEASURES or (node.op == "getattr" and node.args[1] in v.FACTS)):
+        return True
+    return node.op in v.SHAPED_LIKE and source not in references(node.args[:1])
+
+
+def _below(node: Node, alone: Callable[[Node], bool]) -> Node:
+    """The node whose value this one copies: dropout and the like stand between."""
+    while node.kind == v.ACTIVATION and node.op in v.COPIES and alone(node):
+        node = node.inputs[0]
+    return node
+
+
+# ---------------------------------------------------------------- affine maps
+
+
+def _chains(graph: Graph, alone: Callable[[Node], bool]) -> list[list[Node]]:
+    """The affine maps of the graph: each list holds those in a row, between which nothing else reads."""
+    by_last: dict[Node, list[Node]] = {}
+    for node in filter(is_affine, graph.nodes):
+        below = _below(node.inputs[0], alone)
+        after = below in by_last and alone(below) and not _depends(node, lambda other, below=below: other is below)
+        chain = by_last.pop(below) if after else []
+        by_last[node] = [*chain, node]
+    return list(by_last.values())
+
+
+def _only_shifts(piece: Node) -> bool:
+    return piece.kind == v.ADD and piece.signs == (1.0,)
+
+
+def _depends(piece: Node, on: Callable[[Node], bool]) -> bool:
+    """Is a constant of this affine map computed from such a node, or from its shape?"""
+    read = references((piece.args, piece.kwargs))
+    return any(on(node) for constant in read if constant is not piece.inputs[0] for node in ancestors(constant))
+
+
+def _holed(pieces: list[Node]) -> tuple[Node, ...]:
+    """The same operations, with a hole in the place of what they are applied to."""
+    return tuple(
+        replace(
+            piece,
+            args=fill(piece.args, {piece.inputs[0]: HOLE}),
+            kwargs=fill(piece.kwargs, {piece.inputs[0]: HOLE}),
+            inputs=(HOLE,),
+        )
+        for piece in pieces
+    )
+
+
+def _head(pieces: list[Node]) -> Node:
+    """One node for affine maps in a row that no layer takes."""
+    first, source = pieces[0], pieces[0].inputs[0]
+    return replace(
+        first,
+        kind=v.SCALE if all(map(is_scale, pieces)) else v.BATCHNORM,
+        call=_same,
+        args=(source,),
+        kwargs={},
+        after=_holed(pieces),
+        aliases=tuple(piece.name for piece in pieces[1:]),
+    )
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _front(graph: Graph, readers: dict[Node, list[Node]]) -> set[Node]:
+    """The affine maps of the input: if it is only seen through them, with views between, by a network with layers."""
+    seen, raw = set(), set()
+    for node in graph.nodes:
+        keeps = node.kind == v.ACTIVATION and node.op in v.KEEPS_SIGN_NAMES | {"float", "double", "half", "bfloat16"}
+        views = (node.kind == v.REARRANGE and not node.pads) or keeps
+        if node.kind == v.INPUT or ((views or is_affine(node)) and seen.issuperset(node.inputs)):
+            seen.add(node)
+            if node.kind == v.INPUT or (not is_affine(node) and raw & set(node.inputs)):
+                raw.add(node)
+    only = all(seen.issuperset(readers[node]) for node in raw)
+    layers = any(node.kind in v.WEIGHTED for node in graph.nodes)
+    return {node for node in seen if is_affine(node)} if only and layers else set()
+
+
+class _Target:
+    """A layer that may take affine maps: those whose scale has one value, or one for each channel."""
+
+    def __init__(self, layer: Node):
+        self.layer = layer
+        self.behind: int | None = None  # axes behind that of the channels; None: there is no such axis
+        self.channels = 0
+        if layer.kind == v.CONVOLUTION:
+            self.behind = int(layer.op.removesuffix("d")[-1])
+        elif layer.op == "linear":
+            self.behind = 0
+        elif layer.op in ("matmul", "mm") and operands(layer)[0][0] is layer.inputs[0]:
+            weight = _known(operands(layer)[0][1])
+            self.behind = 0 if isinstance(weight, Tensor) and weight.dim() == 2 else None
+
+    def takes(self, chain: list[Node]) -> int:
+        """How many of these, from the first on, can be folded into the layer."""
+        return next((i for i, piece in enumerate(chain) if not self._fits(piece)), len(chain))
+
+    def _fits(self, piece: Node) -> bool:
+        if _depends(piece, lambda node: node is self.layer or node.op == "input"):
+            return False  # a constant that asks for the layer's shape, or that the user gives
+        if piece.kind == v.BATCHNORM:
+            flat = self.layer.kind == v.CONVOLUTION or self.layer.shape is None or len(self.layer.shape) == 2
+            return self.behind is not None and flat
+        shapes = [_shape(c) for c in constants(piece)]
+        if piece.kind == v.ADD:
+            return all(self._keeps_shape(shape) for shape in shapes)
+        return all(shape is not None and self._per_channel(shape) for shape in shapes)
+
+    def _per_channel(self, shape: tuple[int, ...]) -> bool:
+        others = shape if self.behind is None else [n for i, n in enumerate(shape[::-1]) if i != self.behind]
+        return all(n == 1 for n in others) and self._keeps_shape(shape)
+
+    def _keeps_shape(self, shape: tuple[int, ...] | None) -> bool:
+        """Would a constant of this shape leave the output's as it is? Where that cannot be told, yes."""
+        if shape is None:
+            return True
+        out = self.layer.shape
+        if out is None:
+            return True
+        return len(shape) <= len(out) and all(n in (1, m) for n, m in zip(shape[::-1], out[::-1], strict=False))
+
+
+def _known(constant) -> object:
+    """The value of a constant that does not depend on what the user gives, nor on its shape; None for another."""
+    if not isinstance(constant, Node):
+        return constant
+    if not _made_of(constant, "made", "default"):
+        return None
+    with torch.no_grad():
+        return constant.run({node: _known(node) for node in constant.reads})
+
+
+def _shape(constant) -> tuple[int, ...] | None:
+    """The shape of a constant, if it can be told now."""
+    value = _known(constant)
+    if value is None:
+        return constant.shape
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def _made_of(constant: Node, *others: str) -> bool:
+    """Is it made of parameters, buffers, numbers, and nodes of these `others`, alone?"""
+    no = {"input", "default", "made"} - set(others)
+    return all(node.kind == v.CONSTANT and node.op not in no for node in ancestors(constant))
+
+
+# ---------------------------------------------------------------- constant pads
+
+
+def _fold_pads(graph: Graph, node: Node) -> None:
+    """Fold the constant pads that a convolution or an average reads into it."""
+    while (found := _pad_below(graph, node)) is not None:
+        padding, source = found, found.inputs[0]
+        *_, reader = _down(node)
+        reader.args, reader.kwargs = fill((reader.args, reader.kwargs), {padding: source})
+        reader.inputs = tuple(source if n is padding else n for n in reader.inputs)
+        node.before = (*_holed([padding]), *node.before)
+
+
+def _down(node: Node):
+    """The node, and the activations that keep zeros below it."""
+    yield node
+    while len(node.inputs) == 1:
+        node = node.inputs[0]
+        if not (node.kind == v.ACTIVATION and node.op in ZERO_KEEPING):
+            return
+        yield node
+
+
+def _pad_below(graph: Graph, node: Node) -> Node | None:
+    """The constant pad that the node reads, or that one reads through activations which nothing else reads."""
+    path = list(_down(node))
+    padding = path[-1].inputs[0] if path[-1].inputs else None
+    if padding is None or not padding.pads or len(padding.inputs) != 1:
+        return None
+    known = pad(padding, {})
+    if known is None or not isinstance(known[0], (list, tuple)) or not isinstance(known[1], (int, float)):
+        return None
+    amounts, value = known
+    if path[1:] and not (value == 0 and all(_read_once(graph, n) for n in (padding, *path[1:]))):
+        return None
+    if node.kind == v.AVERAGE:
+        return padding if value == 0 else None
+    ahead = amounts[2 * SPATIAL[node.op] :]
+    return None if any(isinstance(n, Node) or n != 0 for n in ahead) else padding
+
+
+def _read_once(graph: Graph, node: Node) -> bool:
+    return node is not graph.output and graph.users[node] == 1
+
+
+# ---------------------------------------------------------------- the new graph
+
+
+def _rewired(graph: Graph, replaced: dict[Node, Node], heads: list[Node]) -> Graph:
+    """The graph with other nodes in the place of those that were replaced, in the order of computation."""
+
+    def now(node: Node) -> Node:
+        while node in replaced:
+            node = replaced[node]
+        return node
+
+    nodes = [node for node in (*graph.nodes, *heads) if node not in replaced]
+    moved = {node: now(node) for node in replaced}
+    for node in nodes:
+        for part in (node, *node.before, *node.after):
+            part.args, part.kwargs, part.constants = fill((part.args, part.kwargs, part.constants), moved)
+        node.inputs = tuple(map(now, node.inputs))
+        node.fixed = _weights_fixed(node)
+    output = now(graph.output)
+    modules = {path: now(node) for path, node in graph.modules.items()}
+    needed = ancestors(output)
+    kept = _in_order([node for node in nodes if node in needed or node in graph.inputs])
+    folded = Graph(kept, output, {path: node for path, node in modules.items() if node in needed}, graph.model)
+    folded.recorded = graph.recorded
+    return folded
+
+
+def _weights_fixed(node: Node) -> bool:
+    """Are the weights made of the model's parameters and buffers alone, so that they may be kept between calls?"""
+    read = references([(piece.args, piece.kwargs) for piece in node.after])
+    if node.module is None:
+        read += references((node.args, node.kwargs))
+    return all(_made_of(c) for c in read if c is not HOLE and c not in node.inputs)
+
+
+def _in_order(nodes: list[Node]) -> list[Node]:
+    """The nodes, each behind those that it reads."""
+    ordered: dict[Node, None] = {}
+
+    def add(node: Node) -> None:
+        for source in sorted(node.reads - ordered.keys(), key=place.__getitem__):
+            add(source)
+        ordered.setdefault(node)
+
+    place = {node: i for i, node in enumerate(nodes)}
+    for node in nodes:
+        add(node)
+    return list(ordered)
