@@ -6,6 +6,7 @@ into the layer below them; here they are read, with the values that the constant
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -36,6 +37,19 @@ def constants(piece: Node) -> list:
         return [term for _, term in piece.constants]
     found = (*piece.args, *(value for key, value in piece.kwargs.items() if key in v.OPERANDS))
     return [value for value in found if value is not HOLE and value is not piece.inputs[0]]
+
+
+def holed(pieces: Sequence[Node]) -> tuple[Node, ...]:
+    """The same operations, with a hole in the place of what they are applied to."""
+    return tuple(
+        replace(
+            piece,
+            args=fill(piece.args, {piece.inputs[0]: HOLE}),
+            kwargs=fill(piece.kwargs, {piece.inputs[0]: HOLE}),
+            inputs=(HOLE,),
+        )
+        for piece in pieces
+    )
 
 
 def scale_and_shift(norm) -> tuple[Tensor, Tensor]:

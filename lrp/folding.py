@@ -7,37 +7,32 @@
 * Where a network sees its input only through such nodes, with nothing but views between, they normalise the input, and
   relevance passes: the map is that of the network without them, at the normalised input (`Node.front`), and bounds of
   pixels are in units of that. A row ("batchnorm", rule) of a composite still holds, and an override by name.
-* A pad with a constant belongs to the convolutions, and with zeros to the averages, that read it, as their `padding=`
-  would. It changes places with an activation that keeps zeros. Elsewhere it stays, and keeps as bias what comes to it.
+* A pad with a constant belongs to the convolutions that read it: see `lrp.padding`.
 
 Without `norms`, affine maps that scale stay nodes of their own; a bias kept apart is folded all the same.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 
-import torch
 from torch import Tensor
 
 from . import kinds as v
-from .affine import constants, is_affine, is_scale, pad
+from .affine import constants, holed, is_affine, is_scale
+from .constants import freed, known, made_of_parameters, shape
 from .graph import HOLE, Graph, Node, ancestors, fill, references
+from .padding import fold_pads
 from .relating import operands
-
-SPATIAL = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
-ZERO_KEEPING = v.COPIES | set(
-    "relu relu6 leakyrelu leaky_relu prelu elu celu selu gelu silu mish softsign tanh hardswish tanhshrink softshrink "
-    "hardshrink".split()
-)
 
 
 def fold(graph: Graph, norms: bool = True) -> Graph:
     """The graph with affine maps and constant pads folded into the layers that they belong to."""
-    for node in graph.nodes:
-        if node.op in SPATIAL or node.kind == v.AVERAGE:
-            _fold_pads(graph, node)
+    fold_pads(graph)
+    made = _free_constants(graph)
     readers, replaced, heads = _readers(graph), {}, []
 
     def alone(node: Node) -> bool:
@@ -47,17 +42,16 @@ def fold(graph: Graph, norms: bool = True) -> Graph:
     front = _front(graph, readers)
     for chain in _chains(graph, alone):
         layer = _below(chain[0].inputs[0], alone)
-        scales = any(not _only_shifts(piece) for piece in chain)
-        fits = layer.kind in v.WEIGHTED and alone(layer) and (norms or not scales)
+        fits = layer.kind in v.WEIGHTED and alone(layer) and (norms or _only_shift(chain))
         count = _Target(layer).takes(chain) if fits else 0
         replaced |= {piece: piece.inputs[0] for piece in chain}
         if count:
-            layer.after, layer.aliases = _holed(chain[:count]), (*layer.aliases, *(p.name for p in chain[:count]))
+            layer.after, layer.aliases = holed(chain[:count]), (*layer.aliases, *(p.name for p in chain[:count]))
         if rest := chain[count:]:
             heads.append(_head(rest))
             heads[-1].front = rest[0] in front
             replaced[rest[0]] = heads[-1]
-    return _rewired(graph, replaced, heads)
+    return _rewired(graph, replaced, [*made, *heads])
 
 
 # ---------------------------------------------------------------- who reads whom
@@ -65,7 +59,7 @@ def fold(graph: Graph, norms: bool = True) -> Graph:
 
 def _readers(graph: Graph) -> dict[Node, list[Node]]:
     """The nodes that read each node's value, not only its shape."""
-    readers = {node: [] for node in graph.nodes}
+    readers = defaultdict(list)
     for node in graph.nodes:
         for source in node.reads:
             if not _asks(node, source):
@@ -101,27 +95,25 @@ def _chains(graph: Graph, alone: Callable[[Node], bool]) -> list[list[Node]]:
     return list(by_last.values())
 
 
-def _only_shifts(piece: Node) -> bool:
-    return piece.kind == v.ADD and piece.signs == (1.0,)
+def _free_constants(graph: Graph) -> list[Node]:
+    """Let the constants of affine maps ask for no shape where that can be spared; returns the new nodes."""
+    made: list[Node] = []
+    for node in filter(is_affine, graph.nodes):
+        free = {c: freed(c, made) for c in constants(node) if isinstance(c, Node)}
+        node.args, node.kwargs, node.constants = fill((node.args, node.kwargs, node.constants), free)
+    return made
+
+
+def _only_shift(chain: list[Node]) -> bool:
+    """Do these affine maps only add? Then they are a bias kept apart."""
+    signs = [piece.signs[0] if piece.kind == v.ADD else -1.0 for piece in chain]
+    return all(piece.kind == v.ADD or piece.op in v.NEGATIONS for piece in chain) and prod(signs) == 1
 
 
 def _depends(piece: Node, on: Callable[[Node], bool]) -> bool:
     """Is a constant of this affine map computed from such a node, or from its shape?"""
     read = references((piece.args, piece.kwargs))
     return any(on(node) for constant in read if constant is not piece.inputs[0] for node in ancestors(constant))
-
-
-def _holed(pieces: list[Node]) -> tuple[Node, ...]:
-    """The same operations, with a hole in the place of what they are applied to."""
-    return tuple(
-        replace(
-            piece,
-            args=fill(piece.args, {piece.inputs[0]: HOLE}),
-            kwargs=fill(piece.kwargs, {piece.inputs[0]: HOLE}),
-            inputs=(HOLE,),
-        )
-        for piece in pieces
-    )
 
 
 def _head(pieces: list[Node]) -> Node:
@@ -133,7 +125,7 @@ def _head(pieces: list[Node]) -> Node:
         call=_same,
         args=(source,),
         kwargs={},
-        after=_holed(pieces),
+        after=holed(pieces),
         aliases=tuple(piece.name for piece in pieces[1:]),
     )
 
@@ -169,7 +161,7 @@ class _Target:
         elif layer.op == "linear":
             self.behind = 0
         elif layer.op in ("matmul", "mm") and operands(layer)[0][0] is layer.inputs[0]:
-            weight = _known(operands(layer)[0][1])
+            weight = known(operands(layer)[0][1])
             self.behind = 0 if isinstance(weight, Tensor) and weight.dim() == 2 else None
 
     def takes(self, chain: list[Node]) -> int:
@@ -182,98 +174,27 @@ class _Target:
         if piece.kind == v.BATCHNORM:
             flat = self.layer.kind == v.CONVOLUTION or self.layer.shape is None or len(self.layer.shape) == 2
             return self.behind is not None and flat
-        shapes = [_shape(c) for c in constants(piece)]
+        shapes = [shape(c) for c in constants(piece)]
         if piece.kind == v.ADD:
-            return all(self._keeps_shape(shape) for shape in shapes)
-        return all(shape is not None and self._per_channel(shape) for shape in shapes)
+            return all(map(self._keeps_shape, shapes))
+        return all(sizes is not None and self._per_channel(sizes) for sizes in shapes)
 
-    def _per_channel(self, shape: tuple[int, ...]) -> bool:
-        others = shape if self.behind is None else [n for i, n in enumerate(shape[::-1]) if i != self.behind]
-        return all(n == 1 for n in others) and self._keeps_shape(shape)
+    def _per_channel(self, sizes: tuple[int, ...]) -> bool:
+        others = sizes if self.behind is None else [n for i, n in enumerate(sizes[::-1]) if i != self.behind]
+        return all(n == 1 for n in others) and self._keeps_shape(sizes)
 
-    def _keeps_shape(self, shape: tuple[int, ...] | None) -> bool:
+    def _keeps_shape(self, sizes: tuple[int, ...] | None) -> bool:
         """Would a constant of this shape leave the output's as it is? Where that cannot be told, yes."""
-        if shape is None:
-            return True
         out = self.layer.shape
-        if out is None:
+        if sizes is None or out is None:
             return True
-        return len(shape) <= len(out) and all(n in (1, m) for n, m in zip(shape[::-1], out[::-1], strict=False))
-
-
-def _known(constant) -> object:
-    """The value of a constant that does not depend on what the user gives, nor on its shape; None for another."""
-    if not isinstance(constant, Node):
-        return constant
-    if not _made_of(constant, "made", "default"):
-        return None
-    with torch.no_grad():
-        return constant.run({node: _known(node) for node in constant.reads})
-
-
-def _shape(constant) -> tuple[int, ...] | None:
-    """The shape of a constant, if it can be told now."""
-    value = _known(constant)
-    if value is None:
-        return constant.shape
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
-
-
-def _made_of(constant: Node, *others: str) -> bool:
-    """Is it made of parameters, buffers, numbers, and nodes of these `others`, alone?"""
-    no = {"input", "default", "made"} - set(others)
-    return all(node.kind == v.CONSTANT and node.op not in no for node in ancestors(constant))
-
-
-# ---------------------------------------------------------------- constant pads
-
-
-def _fold_pads(graph: Graph, node: Node) -> None:
-    """Fold the constant pads that a convolution or an average reads into it."""
-    while (found := _pad_below(graph, node)) is not None:
-        padding, source = found, found.inputs[0]
-        *_, reader = _down(node)
-        reader.args, reader.kwargs = fill((reader.args, reader.kwargs), {padding: source})
-        reader.inputs = tuple(source if n is padding else n for n in reader.inputs)
-        node.before = (*_holed([padding]), *node.before)
-
-
-def _down(node: Node):
-    """The node, and the activations that keep zeros below it."""
-    yield node
-    while len(node.inputs) == 1:
-        node = node.inputs[0]
-        if not (node.kind == v.ACTIVATION and node.op in ZERO_KEEPING):
-            return
-        yield node
-
-
-def _pad_below(graph: Graph, node: Node) -> Node | None:
-    """The constant pad that the node reads, or that one reads through activations which nothing else reads."""
-    path = list(_down(node))
-    padding = path[-1].inputs[0] if path[-1].inputs else None
-    if padding is None or not padding.pads or len(padding.inputs) != 1:
-        return None
-    known = pad(padding, {})
-    if known is None or not isinstance(known[0], (list, tuple)) or not isinstance(known[1], (int, float)):
-        return None
-    amounts, value = known
-    if path[1:] and not (value == 0 and all(_read_once(graph, n) for n in (padding, *path[1:]))):
-        return None
-    if node.kind == v.AVERAGE:
-        return padding if value == 0 else None
-    ahead = amounts[2 * SPATIAL[node.op] :]
-    return None if any(isinstance(n, Node) or n != 0 for n in ahead) else padding
-
-
-def _read_once(graph: Graph, node: Node) -> bool:
-    return node is not graph.output and graph.users[node] == 1
+        return len(sizes) <= len(out) and all(n in (1, m) for n, m in zip(sizes[::-1], out[::-1], strict=False))
 
 
 # ---------------------------------------------------------------- the new graph
 
 
-def _rewired(graph: Graph, replaced: dict[Node, Node], heads: list[Node]) -> Graph:
+def _rewired(graph: Graph, replaced: dict[Node, Node], new: list[Node]) -> Graph:
     """The graph with other nodes in the place of those that were replaced, in the order of computation."""
 
     def now(node: Node) -> Node:
@@ -281,7 +202,7 @@ def _rewired(graph: Graph, replaced: dict[Node, Node], heads: list[Node]) -> Gra
             node = replaced[node]
         return node
 
-    nodes = [node for node in (*graph.nodes, *heads) if node not in replaced]
+    nodes = [node for node in (*graph.nodes, *new) if node not in replaced]
     moved = {node: now(node) for node in replaced}
     for node in nodes:
         for part in (node, *node.before, *node.after):
@@ -302,7 +223,7 @@ def _weights_fixed(node: Node) -> bool:
     read = references([(piece.args, piece.kwargs) for piece in node.after])
     if node.module is None:
         read += references((node.args, node.kwargs))
-    return all(_made_of(c) for c in read if c is not HOLE and c not in node.inputs)
+    return all(made_of_parameters(c) for c in read if c is not HOLE and c not in node.inputs)
 
 
 def _in_order(nodes: list[Node]) -> list[Node]:

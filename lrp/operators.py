@@ -106,9 +106,8 @@ class Layer(Operator):
         raise NotImplementedError
 
     def forward(self, xs, w, b):
-        if b is None or b.dim() == 1:
-            return self.call(xs[0], w, b)
-        return self.call(xs[0], w, None).add_(b)  # not `+`, which would let a bias make the output larger
+        flat = b is None or b.dim() == 1  # else not `+`, which would let a bias make the output larger
+        return self.call(xs[0], w, b) if flat else self.call(xs[0], w, None).add_(b)
 
     def apply(self, xs, w):
         return self.call(xs[0], w, None)
@@ -264,14 +263,16 @@ class Scaling(Operator):
         return torch.as_tensor(a, **as_like), b
 
     def apply(self, xs, w):
-        return xs[0] * w
+        return self._in_order(xs[0] * w, xs[0])
 
     def transpose(self, s, w, xs):
         return [reduce_to(s * w, xs[0])]
 
     def forward(self, xs, w, b):
-        z = self.apply(xs, w) if b is None else torch.addcmul(b, xs[0], w)
-        wide = z.dim() == 4 and xs[0].is_contiguous(memory_format=torch.channels_last)
+        return self.apply(xs, w) if b is None else self._in_order(torch.addcmul(b, xs[0], w), xs[0])
+
+    def _in_order(self, z: Tensor, x: Tensor) -> Tensor:
+        wide = z.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
         return z if wide or not self.norm else z.contiguous()
 
 

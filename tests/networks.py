@@ -9,13 +9,14 @@ from lrp import composites, rules
 
 
 class Net(nn.Module):
-    """A model from its parts and its forward: Net(lambda m, x: m.a(x), a=nn.Linear(2, 2))."""
+    """A model from its parts and its forward: Net(lambda m, x: m.a(x), a=nn.Linear(2, 2)). Tensors become buffers."""
 
     def __init__(self, call, **parts):
         super().__init__()
         self.call = call
         for name, part in parts.items():
-            setattr(self, name, part)
+            plain = isinstance(part, torch.Tensor) and not isinstance(part, nn.Parameter)
+            (self.register_buffer if plain else self.__setattr__)(name, part)
 
     def forward(self, x):
         return self.call(self, x)
