@@ -15,7 +15,7 @@ from . import kinds as v
 from .graph import Node, ancestors, fill, references
 
 GIVEN = {"input", "default", "made"}  # by the user, by the signature of forward, in forward
-BROADCAST = v.LIKE | {"expand", "broadcast_to"}  # what a sum or a product with the tensor does anyway
+BROADCAST = v.SHAPED_LIKE | {"expand", "broadcast_to"}  # what a sum or a product with the tensor does anyway
 CASTS = {"type_as", "to"}
 
 
