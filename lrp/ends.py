@@ -12,7 +12,7 @@ from .graph import Graph, Node
 
 LOGITS = "logits"
 _KEEPS_ORDER = (v.REARRANGE, v.AVERAGE, v.MAXIMUM, v.PIECES)
-_TURNS = (v.SCALE, v.ADD)  # as in 1 - p
+_TURNS = (v.SCALE, v.ADD, v.BATCHNORM)  # as in 1 - p
 _COPIES = {*v.KEEPS_SIGN_NAMES, "clamp", "clamp_min", "clamp_max", "clip", "float", "double", "half", "bfloat16"}
 
 

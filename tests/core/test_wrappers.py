@@ -216,9 +216,7 @@ def test_autocast_around_has_no_effect_on_an_explanation(dtype):
 def test_a_graph_that_differs_is_still_refused_under_autocast():
     class Odd(Mixed):
         def forward(self, x):
-            y = super().forward(x)
-            y.view(-1).mul_(1.5)
-            return y
+            return super().forward(x) + torch.rand(1)
 
     with pytest.raises(CaptureError, match="does not reproduce Odd"):
         LRP(Odd().eval()).attribute(X, 1)
