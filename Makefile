@@ -119,8 +119,8 @@ data: env ## download the data and weights of the full profile into data/raw/
 train: env ## train the small checkpoints again, from fixed seeds, into data/checkpoints/
 	@"$(PY)" -m lrp.data.training
 
-coverage: env ## explain every convolutional classifier of torchvision, beside zennit and captum (about 15 minutes)
-	@"$(PY)" -m tests.bench.coverage
+coverage: env ## explain the networks of torchvision and timm, beside zennit and captum (about an hour; it can be stopped)
+	@"$(PY)" -m tests.bench.coverage $(ARGS)
 
 fuzz: env ## hold 10,000 random networks against a second derivation of their maps (about 40 minutes; make fuzz ARGS="SEED")
 	@"$(PY)" -W ignore tests/fuzz.py $(or $(ARGS),0 10000)

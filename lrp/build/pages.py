@@ -7,6 +7,7 @@ Standard library only; run it by `python -m lrp.build.pages [--check]`.
 """
 
 import argparse
+import csv
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from ..teach.records import write
 from ..teach.scorecard import NO_NUMBER, PAPERS, VERDICTS, beside, found
 from .keys import ROOT, BuildError, code_cells, notebooks, read
 
+PEERS = ("zennit", "captum")
 COMMON = ("Summary", "What to take home", "Exercises", "Solutions", "References")  # sections that say nothing by name
 SCORECARD = Template("""# Scorecard
 
@@ -162,19 +164,34 @@ def verdicts() -> str:
 
 
 def coverage() -> str:
-    """Return on how many networks relevance is conserved, here and by peers, from `make coverage`."""
-    path = ROOT / "figures" / "coverage.md"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    ours = re.search(r"\*\*Conserved without biases: (\d+) of (\d+)\*\*", text)
-    peers = re.search(r"is right on (\d+), captum .*? on (\d+):", text)
-    balanced = re.search(r"\*\*Balanced: (\d+) of", text)
-    if not (ours and peers and balanced):
+    """Return how many networks of each library are explained, and how well, from `make coverage`."""
+    path = ROOT / "figures" / "coverage.csv"
+    if not path.exists():
         return ""
-    rows = [
-        ("relevance conserved", ours[1], *peers.groups()),
-        ("ledger balances, biases and all", balanced[1], "–", "–"),
-    ]
-    return table((f"of {ours[2]} convolutional classifiers of torchvision", "lrp", "zennit", "captum"), rows)
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    head = ("networks of", "in all", "explained", "conserved", "same map", "refused", "failed", *PEERS)
+    lines = []
+    for library in dict.fromkeys(r["library"] for r in rows):
+        own = [r for r in rows if r["library"] == library]
+        explained = [r for r in own if r["outcome"] == "explained"]
+        compared = [r for r in explained if r["same map"] in ("yes", "no")]
+        refused = sum(r["outcome"] == "refused" for r in own)
+        counted = (len(own), len(explained), sum(r["conserved"] == "yes" for r in explained))
+        same = f"{sum(r['same map'] == 'yes' for r in compared)} of {len(compared)} compared"
+        failed = len(own) - len(explained) - refused
+        asked = [r for r in own if r["zennit"]]
+        peers = (f"{sum(_one(r[peer]) for r in asked)} of {len(asked)} asked" if asked else "–" for peer in PEERS)
+        lines.append((library, *map(str, counted), same, str(refused), str(failed), *peers))
+    return table(head, lines)
+
+
+def _one(text: str) -> bool:
+    """Is this number 1, to a thousandth? (A peer's sum of relevance over the seed; a name of an error is none.)"""
+    try:
+        return abs(float(text) - 1) <= 1e-3
+    except ValueError:
+        return False
 
 
 def benchmark() -> str:

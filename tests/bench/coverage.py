@@ -1,9 +1,9 @@
 """Which networks does it explain, and is the map right? `python -m tests.bench.coverage [names]` asks them all.
 
 torchvision's classifiers, segmentation and video networks, and members of every family of timm (`coverage_networks`).
-Each is asked in a process of its own, with a limit on time, and its answer is kept in build/coverage/ under a key of the
-code: a run that was stopped goes on, and nothing is asked twice. The peers get torchvision's classifiers and a sample of
-timm, with the rules they have under that name and the best canonizer they ship; they are optional.
+Each is asked in a process of its own, with a limit on time, and its answer is kept in build/coverage/ under a key of
+the code: a run that was stopped goes on, and nothing is asked twice. The peers get torchvision's classifiers and a
+sample of timm, with the rules they have under that name and the best canonizer they ship; they are optional.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -42,21 +41,20 @@ TIMM_SAMPLE = {  # what the peers are asked of timm
     *("resnet26d", "convnext_atto", "efficientnet_lite0", "mobilenetv2_100", "regnetx_002", "repvgg_a0"),
     *("mobilenetv3_small_050", "densenet121", "nf_resnet26", "vit_tiny_patch16_224"),
 }
-QUIET = re.compile(r"resnet18|mobilenet_v3_small|efficientnet_b0|convnext_tiny|vit_b_32|fcn_resnet50|r3d_18")  # --fast
+FAST = re.compile(r"resnet18|mobilenet_v3_small|efficientnet_b0|convnext_tiny|vit_b_32|fcn_resnet50|r3d_18")  # --fast
 
 
 def examine(model: nn.Module, x: Tensor) -> dict[str, object]:
     """What LRP does on this network: does it explain it, do the books balance, is the map of LRP-0 the second one's?"""
-    found: dict[str, object] = {}
     start = time.perf_counter()
-    found |= _explained(model, x, found)
+    found = _explained(model, x)
     found["seconds"] = time.perf_counter() - start
     if found["outcome"] == "explained":
         found |= _excluded(model, x) | same_map(model.double(), x[:1].double())
     return found
 
 
-def _explained(model: nn.Module, x: Tensor, found: dict) -> dict[str, object]:
+def _explained(model: nn.Module, x: Tensor) -> dict[str, object]:
     """EpsilonPlus in float32: the ledger, where biases keep their share; or what it raised."""
     try:
         e = LRP(model, composites.EpsilonPlus()).explain(x)
@@ -69,7 +67,8 @@ def _explained(model: nn.Module, x: Tensor, found: dict) -> dict[str, object]:
         return {"outcome": "raised", "reason": type(error).__name__, "message": message}
     kept = (e.share("bias") + e.share("stabiliser")) * e.seed
     imbalance = float(((e.seed - e.received - kept) / e.seed).abs().max())
-    return {"outcome": "explained", "imbalance": imbalance, "biases keep": float(e.share("bias").mean())}
+    outcome = "explained" if imbalance <= report.BALANCED else "not balanced"
+    return {"outcome": outcome, "imbalance": imbalance, "biases keep": float(e.share("bias").mean())}
 
 
 def _excluded(model: nn.Module, x: Tensor) -> dict[str, object]:
@@ -205,7 +204,7 @@ def _send(pipe, library: str, name: str, peers: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns 1 if a map that could be compared is not the second derivation's, or books do not balance."""
+    """Command line; returns 1 where a network fails, its books do not balance, or its map is another."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="networks (default: all, into figures/)")
     parser.add_argument("--library", help=f"one of {', '.join(networks.SIZES)}")
@@ -214,11 +213,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=300, help="limit for one network (default 300)")
     parser.add_argument("--store", type=Path, help="folder of the answers (default: build/coverage/KEY)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     every = [(lib, name) for lib, names in networks.libraries().items() for name in names]
     asked = [(lib, name) for lib, name in every
              if options.library in (None, lib) and (not options.names or name in options.names)
-             and (not options.fast or QUIET.fullmatch(name))]  # fmt: skip
+             and (not options.fast or FAST.fullmatch(name))]  # fmt: skip
     unknown = set(options.names) - {name for _, name in every}
     if unknown or not asked:
         print(f"no library here has {', '.join(sorted(unknown)) or options.library}", file=sys.stderr)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 MEMBERS = Path(__file__).with_name("timm_members.txt")
 SIZES = {"torchvision": 96, "torchvision segmentation": 64, "torchvision video": 64, "timm": 64}
 OWN_SIZES = [(re.compile(pattern), size) for pattern, size in (
-    (r"torchvision (vit_h_14)", 224), (r"torchvision (vit|swin|maxvit)", 224), (r"torchvision video (mvit)", 224),
-    (r"torchvision video swin3d", 64), (r"timm (inception|xception|nasnet|pnasnet|legacy_xception|hrnet|selecsls)", 128),
+    (r"torchvision (vit_h_14)", 224), (r"torchvision (vit|swin|maxvit)", 224), (r"torchvision video (mvit|s3d)", 224),
+    (r"timm (inception|xception|nasnet|pnasnet|legacy_xception|hrnet|selecsls)", 128),
     (r"timm (legacy_senet|tresnet|dla|darknet|cspdarknet|hgnet|vgg)", 96),
 )]  # fmt: skip
 

@@ -40,10 +40,10 @@ def verdicts(found: dict) -> dict[str, str]:
 
 def wrong(found: dict) -> str:
     """What is wrong about a row; "" for nothing. A refusal is none."""
-    if found["outcome"] in ("raised", "not finite", "took too long", "not built"):
-        return f"{found['outcome']}: {found.get('message') or found.get('reason', '')}"
-    if found["outcome"] == "explained" and not found["imbalance"] <= BALANCED:
+    if found["outcome"] == "not balanced":
         return f"{found['imbalance']:.2g} of the seed is unaccounted for"
+    if found["outcome"] not in ("explained", "refused"):
+        return f"{found['outcome']}: {found.get('message') or found.get('reason', '')}"
     if verdicts(found)["same map"] == "no":
         return f"LRP-0 is {found['difference']:.2g} from the second derivation"
     return ""
@@ -83,15 +83,16 @@ def as_markdown(rows: list[dict]) -> str:
         "",
         _counts(rows),
         "",
-        f"* **explained**: a map whose ledger balances, seed = input + biases + stabilisers to {BALANCED:g} of the seed "
-        'for each input (`bias="absorb"`).',
+        f"* **explained**: a map whose ledger balances, seed = input + biases + stabilisers to {BALANCED:g} of the "
+        'seed for each input (`bias="absorb"`).',
         f'* **conserved**: without biases (`bias="exclude"`) the input\'s sum equals the seed to {CONSERVED:g}, the '
         "stabilisers' part included in what may be missing. `sum / seed` is that sum's mean.",
         '* **same map**: LRP-0 (epsilon 1e-12, signed sums, `bias="absorb"`, one input, float64) against a derivation '
         "that shares nothing with the package: x times the gradient of the model's own forward in which activations, "
-        f"norms and gates are held fixed (`tests/derivation.py`). Same: the largest difference is below {SAME:g} of the "
-        "largest relevance.",
-        "* **refused**: an error of the package that says why. **failed**: any other error, no finite map, no end.",
+        f"norms and gates are held fixed (`tests/derivation.py`). Same: the largest difference is below {SAME:g} of "
+        "the largest relevance.",
+        "* **refused**: an error of the package that says why. **failed**: any other error, a ledger that does not "
+        "balance, no finite map, no end.",
         "",
         *_reasons(rows),
         *_exceptions(rows),
@@ -108,7 +109,7 @@ def count(rows: list[dict]) -> dict[str, int]:
     explained = [found for found in checked if found["outcome"] == "explained"]
     return {
         "networks": len(rows),
-        "explained": sum(found["imbalance"] <= BALANCED for found in explained),
+        "explained": len(explained),
         "conserved": sum(found["conserved"] == "yes" for found in explained),
         "same map": sum(found["same map"] == "yes" for found in explained),
         "other map": sum(found["same map"] == "no" for found in explained),
@@ -141,9 +142,13 @@ def _exceptions(rows: list[dict]) -> list[str]:
             lines += [f"Exception: {name}: {_one_line(problem)}.", ""]
         elif verdicts(found)["conserved"] == "no":
             end = found.get("sum / seed")
-            said = f"ends at {end:.5f} of the seed" if end is not None else f"raises {found.get('excluded')}"
+            said = f"ends at {_share(end)} of the seed" if end is not None else f"raises {found.get('excluded')}"
             lines += [f'Exception: {name} {said} with `bias="exclude"`; its books balance.', ""]
     return lines
+
+
+def _share(value: float) -> str:
+    return f"{value:.5f}" if abs(value) < 1000 else f"{value:.1e}"
 
 
 def _one_line(text: str) -> str:
@@ -157,9 +162,9 @@ def _peers(rows: list[dict]) -> list[str]:
         asked = [found for found in rows if found["library"] == library and "zennit" in found]
         right = {peer: sum(_is_one(found[peer]) for found in asked) for peer in ("zennit", "captum")}
         lines += [
-            f"On {len(asked)} networks of {library}, zennit {by['zennit']} (EpsilonPlus without biases, its canonizers, "
-            f"one-hot seed) is right on {right['zennit']}, captum {by['captum']} (its default rules, biases absorb) on "
-            f"{right['captum']}: their column should read 1; an error's name means that it raised.",
+            f"On {len(asked)} networks of {library}, zennit {by['zennit']} (EpsilonPlus without biases, its canonizers,"
+            f" one-hot seed) is right on {right['zennit']}, captum {by['captum']} (its default rules, biases absorb) "
+            f"on {right['captum']}: their column should read 1; an error's name means that it raised.",
             "",
         ]
     return lines
@@ -176,12 +181,13 @@ def _table(rows: list[dict]) -> list[str]:
     columns = ["network", "outcome", "imbalance", "biases keep", "sum / seed", "same map", "difference", "seconds"]
     columns += [peer for peer in ("zennit", "captum") if any(peer in found for found in rows)]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    forms = {"imbalance": ".1e", "biases keep": ".3f", "sum / seed": ".5f", "difference": ".1e", "seconds": ".1f"}
+    forms = {"imbalance": "{:.1e}", "biases keep": "{:.3f}", "difference": "{:.1e}", "seconds": "{:.1f}"}
     for found in rows:
         found = found | verdicts(found)
         if found["outcome"] != "explained":
             found["outcome"] += f": {found.get('reason', '')}"
-        cells = [format(found[c], forms[c]) if isinstance(found.get(c), float) and c in forms else found.get(c, "")
-                 for c in columns]  # fmt: skip
+        if isinstance(found.get("sum / seed"), float):
+            found["sum / seed"] = _share(found["sum / seed"])
+        cells = [forms.get(c, "{}").format(found[c]) if found.get(c) not in (None, "") else "" for c in columns]
         lines.append("| " + " | ".join(_one_line(str(c)) for c in cells) + " |")
     return lines

@@ -36,9 +36,13 @@ def repository(tmp_path):
     (tmp_path / "figures/numbers.json").write_text(json.dumps({"02_a": {}, "02_b": {}, "03_a": {}}))
     claims = {"02_x": {"verdict": "reproduced"}, "03_x": {"verdict": "not decided"}}
     (tmp_path / "figures/claims.json").write_text(json.dumps(claims))
-    (tmp_path / "figures/coverage.md").write_text(
-        "**Balanced: 9 of 9** x. **Conserved without biases: 8 of 9** x\n\nzennit (y) is right on 4, "
-        "captum (z) on 2: w."
+    (tmp_path / "figures/coverage.csv").write_text(
+        "library,network,outcome,conserved,same map,zennit,captum\n"
+        "torchvision,a,explained,yes,yes,0.9999,TypeError\n"
+        "torchvision,b,explained,no,no,nan,1.0\n"
+        "torchvision,c,refused,,,1,2.0\n"
+        "timm,d,explained,yes,not compared: softmax,,\n"
+        "timm,e,raised,,,,\n"
     )
     costs = {"vgg16": {"Epsilon": [1, 3, 2], "ten targets": [9]}, "resnet50": {}}
     (tmp_path / "figures/benchmark.json").write_text(json.dumps({"cost": costs}))
@@ -76,7 +80,8 @@ def test_tables_and_links_are_written_and_written_once(repository):
     )
     assert "2 claims in the quick profile: 1 reproduced, 0 not reproduced, 1 not decided" in readme
     assert (
-        "| relevance conserved | 8 | 4 | 2 |" in readme and "| ledger balances, biases and all | 9 | – | – |" in readme
+        "| torchvision | 3 | 2 | 1 | 1 of 2 compared | 1 | 0 | 2 of 3 asked | 1 of 3 asked |" in readme
+        and "| timm | 2 | 1 | 1 | 0 of 0 compared | 0 | 1 | – | – |" in readme
     )
     assert "| cost in gradients | vgg16 | resnet50 |" in readme and "| Epsilon | 2.00 | – |" in readme
     assert "ten targets" not in readme and readme.endswith("kept\n")
