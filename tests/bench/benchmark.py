@@ -30,7 +30,7 @@ from lrp.evaluate.cost import seconds
 from lrp.teach.figures import STYLE
 
 from .benchmark_report import as_markdown, growth_picture, picture, rounded
-from .coverage import version
+from .coverage_report import version
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 NETWORKS = ("vgg16", "resnet50", "mobilenet_v2")

@@ -27,7 +27,7 @@ from lrp.evaluate.cost import seconds
 
 from .benchmark import images, memory_policy
 from .benchmark_report import rounded
-from .coverage import version
+from .coverage_report import version
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 HEAD = ("network", "images", "pixels", "points per curve", "evaluations", "overhead, %", "eight levels", "Quantus")

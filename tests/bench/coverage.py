@@ -24,16 +24,13 @@ import torchvision
 from torch import Tensor, nn
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/, whose derivation of LRP-0 is the second one
-
-from derivation import relevance as derived
-
 from lrp import composites, rules
 from lrp.engine import LRP
 from lrp.errors import CaptureError, LRPError
 
 from . import coverage_networks as networks
 from . import coverage_report as report
+from .coverage_networks import derived
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = ROOT / "build" / "coverage"

@@ -6,6 +6,7 @@ blocks are not there, and conserving relevance is no merit.
 """
 
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,11 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/, when the bench is run as a program
+
+from derivation import relevance as derived  # noqa: F401 (coverage compares with it)
+from networks import calibrate, scatter
 
 MEMBERS = Path(__file__).with_name("timm_members.txt")
 SIZES = {"torchvision": 96, "torchvision segmentation": 64, "torchvision video": 64, "timm": 64}
@@ -107,39 +113,3 @@ def _of_timm(name: str, size: int) -> tuple[nn.Module, tuple[int, ...]]:
         except Exception:  # it cannot be made so small
             continue
     return attempts[0](), own
-
-
-@torch.no_grad()
-def scatter(model: nn.Module) -> None:
-    """Biases, scales and gains that count: random biases, scales about 1, gains near zero at 0.3 to 0.7."""
-    norms = {id(m.weight) for m in model.modules() if _is_norm(m) and m.weight is not None}
-    for name, p in model.named_parameters():
-        if not p.is_floating_point() or isinstance(p, nn.parameter.UninitializedParameter):
-            continue
-        if p.dim() == 1 and "bias" in name.rpartition(".")[2]:
-            p.normal_(0, 0.1)
-        elif id(p) in norms:
-            p.uniform_(0.5, 1.5)
-        elif p.numel() and float(p.abs().max()) < 1e-2:  # a gain, or a table that starts empty
-            p.uniform_(0.3, 0.7) if p.numel() == max(p.shape, default=1) else p.normal_(0, 0.02)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and isinstance(getattr(module, "weight", None), nn.Parameter)
-
-
-@torch.no_grad()
-def calibrate(model: nn.Module, x: Tensor) -> None:
-    """Every BatchNorm gets the statistics of this batch."""
-    model.eval()
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    before = [m.momentum for m in norms]
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None
-        m.train()
-    if norms:
-        model(x)
-    for m, momentum in zip(norms, before, strict=True):
-        m.momentum = momentum
-        m.eval()

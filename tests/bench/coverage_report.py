@@ -27,6 +27,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def version(package) -> str:
+    """The release of an imported package."""
+    return package.__version__.split("+")[0]
+
+
 def verdicts(found: dict) -> dict[str, str]:
     """Of a row: is relevance conserved without biases, is the map the second derivation's? "" where not asked."""
     if found["outcome"] != "explained":

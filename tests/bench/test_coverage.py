@@ -160,7 +160,7 @@ def test_the_table_counts_what_is_right_and_names_the_rest():
     assert "Refused: no rule for fold (1)." in text
     assert 'torchvision b ends at 1.50000 of the seed with `bias="exclude"`; its books balance.' in text
     assert "timm d: LRP-0 is 0.01 from the second derivation." in text
-    assert "timm e: raised: KeyError at x:1: a/b." in text and "timm f: 0.2 of the seed is unaccounted for." in text
+    assert "timm e: raised: KeyError at x.py:1: a/b." in text and "timm f: 0.2 of the seed is unaccounted for." in text
     assert "is right on 1, captum" in text and "on 1: their column should read 1" in text
     assert "| a | explained | 1.0e-07 | 0.100 | 1.00000 | yes | 1.0e-09 | 0.5 | 1 | TypeError |" in text
 

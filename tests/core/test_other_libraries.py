@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from bench.coverage_networks import calibrate, scatter
 from derivation import relevance
-from networks import state
+from networks import calibrate, scatter, state
 from torch import nn
 
 from lrp import LRP, UnsupportedOperation, composites, rules
