@@ -139,7 +139,7 @@ def _front(graph: Graph, readers: dict[Node, list[Node]]) -> set[Node]:
     seen, raw = set(), set()
     for node in graph.nodes:
         keeps = node.kind == v.ACTIVATION and node.op in v.KEEPS_SIGN_NAMES | {"float", "double", "half", "bfloat16"}
-        views = (node.kind == v.REARRANGE and not node.pads) or keeps
+        views = (node.kind == v.REARRANGE and node.op not in v.PADS) or keeps
         if node.kind == v.INPUT or ((views or is_affine(node)) and seen.issuperset(node.inputs)):
             seen.add(node)
             if node.kind == v.INPUT or (not is_affine(node) and raw & set(node.inputs)):

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,23 @@ from torch.fx.node import map_aggregate
 
 from . import kinds as v
 from .errors import InputError
+
+SOME = 1e18  # a finite number that is not known before the network runs
+
+
+class Bound(NamedTuple):
+    """The interval in which the values of a node lie, and whether they are a gate's: made by a sigmoid or softmax."""
+
+    low: float = -inf
+    high: float = inf
+    gate: bool = False
+
+    @property
+    def finite(self) -> bool:
+        return -inf < self.low and self.high < inf
+
+
+UNBOUNDED = Bound()
 
 
 @dataclass(eq=False, repr=False)
@@ -34,10 +53,14 @@ class Node:
     before: tuple["Node", ...] = ()  # pads folded into this node; in each, HOLE stands for the value that it pads
     after: tuple["Node", ...] = ()  # affine maps folded into this node, likewise
     aliases: tuple[str, ...] = ()  # names of nodes that were folded into this one
-    nonnegative: bool = False  # its output is known to be >= 0
+    bound: Bound = UNBOUNDED
+    parts: tuple["Node", ...] = ()  # of an activation written as an expression: its operations, in order
+    fills: bool = False  # do constants stand among its values? They keep what they get, as a bias does
+    head: bool = False  # is this one of the last dense layers?
     signs: tuple[float, ...] = ()  # of the summands of an addition
     constants: tuple = ()  # what it adds besides its inputs: (sign, value or Node)
     gate: int | None = None  # which factor of a product is the gate, where the graph tells
+    own: bool = False  # does it call a function of the user's, whatever its name?
     place: str = ""  # file and line of the call in the network's code
     shape: torch.Size | None = None  # of its value, where an example was recorded
     front: bool = False  # an affine map of the network's input itself
@@ -52,9 +75,9 @@ class Node:
         return self.kind != v.CONSTANT
 
     @property
-    def pads(self) -> bool:
-        """Is this torch's own padding? It keeps what goes to padded constants."""
-        return self.kind == v.REARRANGE and self.op in v.PADS
+    def nonnegative(self) -> bool:
+        """Is the value known to be >= 0?"""
+        return self.bound.low >= 0
 
     @property
     def sources(self) -> tuple["Node", ...]:
@@ -66,6 +89,11 @@ class Node:
         """The nodes whose values it needs."""
         folded = [(piece.args, piece.kwargs) for piece in (*self.before, *self.after)]
         return set(references((self.args, self.kwargs, folded))) - {HOLE}
+
+    @property
+    def signals(self) -> tuple["Node", ...]:
+        """`inputs` without the gate of a product, where the graph tells it."""
+        return self.inputs if self.gate is None else self.inputs[1 - self.gate : 2 - self.gate]
 
     def run(self, values: dict["Node", object]) -> object:
         """The node's value from those of the nodes before it, with the pads and affine maps folded into it."""

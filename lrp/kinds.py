@@ -19,7 +19,7 @@ AVERAGE = "average"  # average pooling, mean, sum, upsampling: a rule of the com
 ADD = "add"  # sums and differences: the addition rule of the composite
 PRODUCT = "product"  # signal times gate: the signal gets everything
 SCALE = "scale"  # times a constant: passes
-MAXIMUM = "maximum"  # max pooling: the winner gets everything
+MAXIMUM = "maximum"  # max pooling, the larger of two: the winner gets everything
 ACTIVATION = "activation"  # elementwise functions, dropout: passes
 NORM = "norm"  # LayerNorm, GroupNorm, InstanceNorm: passes (the scale counts as constant)
 LRN = "lrn"  # local response normalisation: the lrn rule of the composite
@@ -34,30 +34,35 @@ LINEAR = (CONVOLUTION, DENSE, BATCHNORM, AVERAGE, ADD)
 # The words of each kind: functions, methods, and modules (nn.LeakyReLU is "leaky_relu"). "#" stands for 1, 2 and 3.
 _PADDINGS = "pad zero_pad#d constant_pad#d reflection_pad#d replication_pad#d circular_pad#d"
 _MAX_POOLS = "max_pool#d max_pool#d_with_indices adaptive_max_pool#d adaptive_max_pool#d_with_indices"
+_LINEAR = "float double half bfloat16 type_as neg negative"
 _SIGN_KEEPERS = "identity clone detach contiguous pos positive to dropout dropout#d stochastic_depth"
 _PRODUCTS = "matmul mm bmm mv inner tensordot einsum"
 _MEASURES = "size dim ndimension numel nelement len is_floating_point zeros_like ones_like full_like empty_like "
 _MEASURES += "new_zeros new_ones new_full new_empty new_tensor"
+_MULTIPLICATIONS = "mul rmul imul multiply"
+_DIVISIONS = "div truediv true_divide divide"
 _NAMES = {
     ADD: "add radd iadd sub isub rsub subtract",
-    PRODUCT: "mul rmul imul multiply div truediv true_divide itruediv divide",
+    PRODUCT: f"{_MULTIPLICATIONS} {_DIVISIONS} itruediv",
     ACTIVATION: "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign tanh "
     "sigmoid special_expit logsigmoid log_sigmoid hardswish hardsigmoid hardtanh tanhshrink softshrink hardshrink "
-    "threshold alpha_dropout feature_alpha_dropout clamp clamp_min clamp_max clip float double half bfloat16 type_as "
-    f"neg negative {_SIGN_KEEPERS}",
+    "threshold alpha_dropout feature_alpha_dropout clamp clamp_min clamp_max clip pow square sqrt abs absolute "
+    f"{_LINEAR} {_SIGN_KEEPERS}",
     REARRANGE: "flatten reshape view permute transpose t squeeze unsqueeze chunk split unbind getitem cat "
     "concat concatenate stack expand expand_as repeat tile movedim moveaxis swapaxes swapdims narrow select "
     "index_select gather take_along_dim diagonal rot90 fliplr flipud setitem copy write_part read_part max_unpool#d "
     "tensor_split hsplit vsplit dsplit split_with_sizes pixel_shuffle pixel_unshuffle channel_shuffle unflatten roll "
-    f"flip view_as reshape_as ravel {_PADDINGS}",
-    AVERAGE: "avg_pool#d adaptive_avg_pool#d mean sum interpolate upsample",
-    MAXIMUM: f"{_MAX_POOLS} amax amin maximum",
+    "flip view_as reshape_as ravel where masked_fill index_fill index_copy index_put scatter select_scatter "
+    f"slice_scatter masked_scatter tril triu repeat_interleave unfold {_PADDINGS}",
+    AVERAGE: "avg_pool#d adaptive_avg_pool#d mean sum interpolate upsample fold",
+    MAXIMUM: f"{_MAX_POOLS} amax amin maximum minimum fmax fmin",
     NORM: "layer_norm group_norm instance_norm instance_norm#d rms_norm normalize",
     LRN: "local_response_norm",
     CONVOLUTION: "conv#d conv_transpose#d",
     DENSE: f"linear {_PRODUCTS}",
     BATCHNORM: "batch_norm batch_norm#d sync_batch_norm",
-    CONSTANT: f"{_MEASURES} getattr _assert gt lt ge le eq ne argmax argmin",
+    CONSTANT: f"{_MEASURES} getattr _assert gt lt ge le eq ne greater less greater_equal less_equal not_equal "
+    "isnan isinf isfinite bool int long argmax argmin argsort",
 }
 
 
@@ -73,29 +78,29 @@ REGISTERED: dict[type, str] = {}  # further leaf modules and their kinds: see `r
 
 # Sets of operations (`Node.op`): lower-case names of torch's modules, or names of its functions and methods.
 PADS = {name for word in _words(_PADDINGS) for name in (word, word.replace("_", ""))}
-NONNEGATIVE = {"relu", "relu6", "sigmoid", "special_expit", "hardsigmoid", "softplus"}  # for any input, >= 0 comes out
-KEEPS_SIGN = {AVERAGE, MAXIMUM, REARRANGE, PIECES, PRODUCT, LRN}  # kinds: >= 0 in, >= 0 out
-KEEPS_SIGN_NAMES = set(_words(_SIGN_KEEPERS))  # the same for activations
-LOSES_SIGN_NAMES = {"interpolate", "upsample"} | PADS  # bicubic weights and padded constants may be negative
+KEEPS_SIGN_NAMES = set(_words(_SIGN_KEEPERS))  # activations that copy
+LINEAR_NAMES = KEEPS_SIGN_NAMES | set(_LINEAR.split())  # and those that are linear
+UNRULED = set(  # further elementwise functions: relevance needs a rule for them, unless they are part of an activation
+    "exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh asin acos atan arctan asinh acosh atanh erf erfc erfinv "
+    "rsqrt reciprocal sign sgn floor ceil round trunc frac logit special_erf nan_to_num rpow".split()
+)
+JOINS = set("maximum minimum fmax fmin max min where masked_fill clamp clamp_min clamp_max clip pow".split())
+ZEROS = {"tril", "triu", "unfold", *_words("max_unpool#d maxunpool#d")}  # these add some
+FILLS = ZEROS | set("masked_fill index_fill index_copy index_put scatter select_scatter slice_scatter setitem".split())
+MEASURES = set(_words(_MEASURES))  # these ask for the shape and the type of a tensor, not for its values
+FORMS = MEASURES | {"getattr"}
+RESAMPLING, SMOOTH = {"interpolate", "upsample"}, set("nearest nearest-exact linear bilinear trilinear area".split())
 GATES = {"sigmoid", "special_expit", "hardsigmoid", "softmax"}  # a factor made by one of these is the gate of a product
 SOFTMAXES = {"softmax", "log_softmax", "softmin", "logsoftmax", "softmax2d", "gumbel_softmax"}
-RECURRENT = {"lstm", "gru", "rnn", "multiheadattention", "multi_head_attention_forward"}  # these give several tensors
 SOFTMAXES |= {"special_softmax", "special_log_softmax"}
-SIGMOIDS = {
-    "sigmoid",
-    "hardsigmoid",
-    "logsigmoid",
-    "log_sigmoid",
-    "special_expit",
-}  # each class a probability, or its log
+SIGMOIDS = set("sigmoid hardsigmoid logsigmoid log_sigmoid special_expit".split())  # probabilities, or their logs
 ENDS = SIGMOIDS | {"softmax", "log_softmax", "logsoftmax", "softmax2d", "special_softmax", "special_log_softmax"}
+RECURRENT = {"lstm", "gru", "rnn", "multiheadattention", "multi_head_attention_forward"}  # these give several tensors
 PRODUCTS = set(_words(_PRODUCTS))
-MEASURES = set(_words(_MEASURES))  # these ask for the shape and the type of a tensor, not for its values
 OPERANDS = {"input", "self", "other", "tensor", "mat2", "vec", "a", "b"}  # torch's names for two factors
-FUSED = {"addcmul": "mul", "addcdiv": "div", **dict.fromkeys(("addmm", "addmv", "baddbmm"), "matmul")}
 NEGATIONS = {"neg", "negative"}
 COPIES = KEEPS_SIGN_NAMES - {"to"}  # what gives the same values in the same type
-DIVISIONS = {"div", "truediv", "true_divide", "divide"}
+MULTIPLICATIONS, DIVISIONS = set(_MULTIPLICATIONS.split()), set(_DIVISIONS.split())
 PIECEWISE = set("chunk split unbind tensor_split hsplit vsplit dsplit split_with_sizes".split())
 _POOLS = _words(_MAX_POOLS)
 SEVERAL = {  # what gives several tensors, of which each has a kind of its own

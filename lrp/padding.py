@@ -45,7 +45,7 @@ def _pad_below(graph: Graph, node: Node) -> Node | None:
     """The constant pad that the node reads, or that one reads through activations which nothing else reads."""
     path = list(_down(node))
     padding = path[-1].inputs[0] if path[-1].inputs else None
-    if padding is None or not padding.pads or len(padding.inputs) != 1:
+    if padding is None or padding.op not in v.PADS or padding.kind != v.REARRANGE or len(padding.inputs) != 1:
         return None
     known = pad(padding, {})
     if known is None or not isinstance(known[0], list | tuple) or not isinstance(known[1], int | float):

@@ -27,6 +27,9 @@ def _way_out(node: Node) -> str:
         )
     if node.op in v.RECURRENT:
         return f"({node.op}) gives several tensors, which no rule shares: begin at a later node, by start="
+    if len(node.sources) > 1:
+        names = ", ".join(f"`{source.name}`" for source in node.sources)
+        return f"calls {node.op} of {names}, and no rule shares relevance among these: begin at a later node, by start="
     override = f"pass overrides={{'{node.name}': rules.Pass()}}"
     hint = f"{override} to let relevance through, or rules.Epsilon() to share it"
     return f"calls {node.op}, which has no rule: {hint}"

@@ -1,10 +1,21 @@
-"""What a node is, seen from its inputs: summands and factors, gates and pieces, and whether a value can be negative."""
+"""What a node is, seen from its inputs: summands and factors, expressions of one value, pieces of several.
 
-import torch
+An elementwise function of one value is an activation, however it is written: x * sigmoid(x), x * relu6(x + 3) / 6,
+relu(x) - 0.1 * relu(-x), where(x > 0, x, 0.1 * x). Where several functions of one node meet, in a product, a sum, or
+what takes the larger, they become one node that reads it, and relevance passes. A number that is added to an activation
+is part of it; what is added to a layer is the layer's bias.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import takewhile
+
+from torch import Tensor
 
 from . import kinds as v
 from .errors import CaptureError
-from .graph import Node, references
+from .gates import KNOWN, gate
+from .graph import Node, reachable, references
 
 
 def related(node: Node) -> Node:
@@ -30,29 +41,18 @@ def related(node: Node) -> Node:
         _piece(node)
     elif node.op == "getattr":
         _attribute(node)
+    elif node.op in v.JOINS and not node.own:
+        _larger(node)
+    elif node.kind == v.REARRANGE:
+        node.fills = node.op in v.FILLS | v.PADS or len(_listed(node)) > len(node.inputs)
+    if node.kind in (v.ADD, v.PRODUCT) or (node.op in v.JOINS and not node.own):
+        _meet(node)
     return node
 
 
 def first(node):
     """The first argument of a node (or of an fx node), given by position or by keyword."""
     return next(iter((*node.args, *node.kwargs.values())), None)
-
-
-def spelled_out(node: Node) -> list[Node]:
-    """The node; addcmul, addmm and their like are a product and a sum."""
-    if node.op not in v.FUSED:
-        return [related(node)]
-    factors = {key: value for key, value in node.kwargs.items() if key in ("value", "alpha", "beta")}
-    added, *terms = (*node.args, *(value for key, value in node.kwargs.items() if key not in factors))
-    op, (alpha, beta) = v.FUSED[node.op], (factors.get("value", factors.get("alpha", 1)), factors.get("beta", 1))
-    parts = [Node(f"{node.name}.{op}", v.KIND_OF_NAME[op], op, getattr(torch, op), tuple(terms), place=node.place)]
-    if beta != 1:
-        times = Node(f"{node.name}.times", v.PRODUCT, "mul", torch.mul, (added, beta), place=node.place)
-        parts, added = [*parts, times], times
-    node.kind, node.op, node.call, node.args, node.kwargs = v.ADD, "add", torch.add, (added, parts[0]), {}
-    if alpha != 1:
-        node.kwargs = {"alpha": alpha}
-    return [related(part) for part in (*parts, node)]
 
 
 def operands(node: Node) -> tuple[list, tuple, dict]:
@@ -76,28 +76,115 @@ def _summands(node: Node) -> None:
 
 
 def _factors(node: Node) -> None:
-    """Times a constant is a scale; of two factors that carry, the one that a sigmoid or softmax made is the gate."""
+    """Times a constant is a scale; of two factors that carry, one may be the gate."""
     divides = node.op in v.DIVISIONS
     if node.kwargs.get("rounding_mode") is not None:
         node.kind = v.UNKNOWN
     elif len(node.inputs) == 1:  # c / x is no scale of x
         node.kind = v.UNKNOWN if divides and node.inputs[0] is not first(node) else v.SCALE
-    elif divides:
-        node.gate = 1
     else:
-        gates = [_is_gate(factor) for factor in node.inputs]
-        node.gate = gates.index(True) if sum(gates) == 1 else None
+        node.gate = 1 if divides else gate(node)
 
 
-def _is_gate(node: Node) -> bool:
-    """Was the node made by a sigmoid or softmax, perhaps with views, copies or dropout after it?"""
-    while (node.kind == v.REARRANGE and len(node.inputs) == 1) or _copies(node):
-        node = node.inputs[0]
-    return node.op in v.GATES and (node.kind == v.ACTIVATION or node.op == "softmax")
+def _larger(node: Node) -> None:
+    """Of two tensors the larger, or the chosen one, gets everything; what a constant wins, it keeps."""
+    limits = [n for n in references((node.args[1:], node.kwargs))]
+    if node.op == "pow":
+        exponent = node.args[1] if len(node.args) > 1 else node.kwargs.get("exponent")
+        vanishes = not isinstance(exponent, int | float) or exponent > 0  # at 0, as an activation does
+        node.kind = v.ACTIVATION if vanishes and node.inputs == (first(node),) else v.UNKNOWN
+    elif node.op in ("where", "masked_fill"):
+        node.fills = len(node.inputs) == 1
+    elif limits:
+        node.kind = v.MAXIMUM
+        node.fills = any(not n.carries for n in references((node.args, node.kwargs)))
 
 
-def _copies(node: Node) -> bool:
-    return node.kind == v.ACTIVATION and node.op in v.KEEPS_SIGN_NAMES
+# ---------------------------------------------------------------- functions of one value
+
+
+def _meet(node: Node) -> None:
+    """Make functions of one node that meet here one activation of it; see a number that is added to an activation."""
+    asked = _asked(node)
+    if len(node.inputs) > 1 or asked or _clips(node):
+        lines = [list(_line(n)) for n in (*node.inputs, *asked)]
+        common = next((n for n in lines[0] if all(n in line for line in lines)), None)
+        if common is not None:
+            _express(node, common)
+    elif node.kind == v.ADD and all(map(_number, node.constants)) and _is_active(node.inputs[0]):
+        node.kind = v.ACTIVATION
+
+
+def _line(node: Node) -> Iterator[Node]:
+    """The node and those below it of which it is an elementwise function, in order."""
+    yield node
+    while len(node.inputs) == 1 and _elementwise(node):
+        (node,) = node.inputs
+        yield node
+
+
+def _elementwise(node: Node) -> bool:
+    if node.op in ("max", "min"):
+        return node.kind == v.MAXIMUM  # of two tensors
+    named = node.op in v.UNRULED | v.DIVISIONS | v.JOINS and not node.own
+    return named or node.kind in (v.ACTIVATION, v.SCALE, v.ADD)
+
+
+def _is_active(node: Node) -> bool:
+    """Is this an activation, perhaps scaled?"""
+    return any(n.kind == v.ACTIVATION and n.op not in v.LINEAR_NAMES for n in _line(node))
+
+
+def _asked(node: Node) -> list[Node]:
+    """Of where(x > 0, a, b): x."""
+    if node.op not in ("where", "masked_fill"):
+        return []
+
+    def step(n: Node) -> list[Node]:
+        facts = n.op in v.FORMS or (n.carries and n is not node)
+        return [] if facts else [r for r in references((n.args, n.kwargs)) if n is not node or not r.carries]
+
+    return [n for n in reachable(node, step) if n.carries and n is not node]
+
+
+def _clips(node: Node) -> bool:
+    """Is this the larger or smaller of x and 0?"""
+    given = [n for n in references((node.args, node.kwargs)) if not n.carries]
+    return node.kind == v.MAXIMUM and bool(given) and all(KNOWN.get(n.op) == 0 for n in given)
+
+
+def _number(constant: tuple) -> bool:
+    """Is this one number, the same for all units?"""
+    _, value = constant
+    if isinstance(value, Node) and value.op == "get_attr":
+        value = value.call()
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _express(node: Node, source: Node) -> None:
+    """Make the node an activation of `source`, which computes all that lies between them by itself."""
+    between = {}
+    for below in node.inputs:
+        between |= dict.fromkeys(reversed(list(takewhile(lambda n: n is not source, _line(below)))))
+    parts = [(part, replace(part)) for part in (*between, node)]
+    read = dict.fromkeys(n for part, _ in parts for n in references((part.args, part.kwargs)) if n not in between)
+    node.parts = tuple(copy for _, copy in parts)
+    node.call, node.args, node.kwargs = _expression(parts[:-1], node.parts[-1], tuple(read)), tuple(read), {}
+    node.kind, node.inputs, node.signs, node.constants = v.ACTIVATION, (source,), (), ()
+    node.gate, node.fills = None, False
+
+
+def _expression(parts: list[tuple[Node, Node]], last: Node, read: tuple[Node, ...]) -> Callable:
+    def call(*given):
+        values = dict(zip(read, given, strict=True))
+        for node, part in parts:
+            values[node] = part.run(values)
+        return last.run(values)
+
+    return call
+
+
+# ---------------------------------------------------------------- several values
 
 
 def _gives_several(node: Node) -> bool:
@@ -140,11 +227,7 @@ def _piece(node: Node) -> None:
     node.args, node.kwargs, node.inputs = pieces.args, pieces.kwargs, pieces.inputs
 
 
-def nonnegative(node: Node) -> bool:
-    """Is the value known to be >= 0, from the operation and what is known of its inputs?"""
-    if node.kind == v.ACTIVATION and node.op in v.NONNEGATIVE:
-        return True
-    below = bool(node.inputs) and all(i.nonnegative for i in node.inputs)
-    if node.kind == v.ADD:
-        return below and not node.constants and min(node.signs) > 0
-    return below and ((node.kind in v.KEEPS_SIGN and node.op not in v.LOSES_SIGN_NAMES) or _copies(node))
+def _listed(node: Node) -> list:
+    """The tensors that cat and stack join."""
+    given = first(node)
+    return list(given) if isinstance(given, list | tuple) else []

@@ -83,7 +83,10 @@ def follow(node: Node, value: Tensor, values: dict, known: dict[Node, Samples | 
     sources = [known.get(source) for source in node.sources]
     if mixed := next((s for s in sources if isinstance(s, Mixed)), None):
         return mixed
-    if node.kind in MOVERS and not (any(word in node.op for word in IN_PLACE) and _same_first(node, value, values)):
+    stay = node.op in v.JOINS or (node.fills and value.shape == values[node.sources[0]].shape)
+    if any(word in node.op for word in IN_PLACE):
+        stay = stay or _same_first(node, value, values)
+    if node.kind in MOVERS and not stay:
         return _seen(node, _probe(node, values, known, n), n)
     if node.kind not in ELEMENTWISE and not any(sources) and value.dim() and len(value) == n:
         return None

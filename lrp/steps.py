@@ -68,13 +68,15 @@ class Step:
     @staticmethod
     def reached(node: Node) -> Iterable[Node]:
         """The inputs that it surely reaches; of a product, the signal, where the graph tells it."""
-        if node.kind != v.PRODUCT:
-            return node.inputs
-        return () if node.gate is None else node.inputs[1 - node.gate : 2 - node.gate]
+        return () if node.kind == v.PRODUCT and node.gate is None else node.signals
 
 
 class Through(Step):
-    """Relevance passes unchanged, R_i = R_j, to the first source of the same shape; copies by broadcasting add up."""
+    """Relevance passes unchanged, R_i = R_j, to the one source of the same shape; copies by broadcasting add up."""
+
+    def __init__(self, plan, node):
+        super().__init__(plan, node)
+        self.sources = tuple(dict.fromkeys(node.signals))
 
     def forward(self, values):
         if self.node not in self.plan.overwriting:
@@ -84,14 +86,15 @@ class Through(Step):
 
     def back(self, R, last=True):
         same = [like.shape == R.shape[1:] for like in self.likes]
-        if any(same):
-            return Shares([R if k == same.index(True) else None for k in range(len(same))])
+        if sum(same) == 1:
+            return Shares([R if fits else None for fits in same])
         shape = self.likes[0].shape
         if len(same) == 1 == R.dim() - len(shape) and all(a in (1, b) for a, b in zip(shape, R.shape[1:], strict=True)):
             return Shares([reduce_to(R, self.likes[0])])
         raise UnsupportedOperation(
-            f"Pass() at node `{self.node.name}` needs an input shaped like its output {tuple(R.shape[1:])}; its inputs "
-            "are " + ", ".join(f"{n.name} {tuple(x.shape)}" for n, x in zip(self.sources, self.likes, strict=True))
+            f"Pass() at node `{self.node.name}` needs one input shaped like its output {tuple(R.shape[1:])}; its "
+            "inputs are "
+            + ", ".join(f"{n.name} {tuple(x.shape)}" for n, x in zip(self.sources, self.likes, strict=True))
         )
 
 
@@ -128,7 +131,7 @@ class Local(Step):
 
     def back(self, R, last=True):
         shares = self.transpose(R)
-        return Shares(shares, self.kept(R, shares) if self.node.pads else 0.0)
+        return Shares(shares, self.kept(R, shares) if self.node.fills else 0.0)
 
     def kept(self, R: Tensor, shares: list[Tensor]) -> Tensor:
         """What of R the sources do not get, (T, N)."""
@@ -246,7 +249,7 @@ class Gate(Step):
 
     @staticmethod
     def possible(node):
-        return node.inputs if node.gate is None else node.inputs[1 - node.gate : 2 - node.gate]
+        return node.signals
 
     def back(self, R, last=True):
         a, b = self.likes

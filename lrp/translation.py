@@ -8,6 +8,7 @@
 import copy
 import functools
 import inspect
+import operator
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,8 +20,9 @@ from torch import fx, nn
 from . import checks
 from . import kinds as v
 from .errors import CaptureError, NeedsExample
+from .gates import bound
 from .graph import Graph, Node, ancestors
-from .relating import first, nonnegative, related, spelled_out
+from .relating import first, related
 
 
 @dataclass
@@ -51,6 +53,38 @@ def place() -> str:
     return f"{path.relative_to(max(inside, key=lambda home: len(home.parts))) if inside else path}:{frame.f_lineno}"
 
 
+# Calls that are several of our nodes: by `do(operation, arguments)`, from the module (None: a function) and arguments.
+
+
+def _glu(do: Callable, module: nn.Module | None, input: Node, dim: int = -1) -> Node:
+    both = do("chunk", input, 2, getattr(module, "dim", dim))
+    return do("mul", do("getitem", both, 0), do("sigmoid", do("getitem", both, 1)))
+
+
+def _lerp(do: Callable, module: None, input, end, weight) -> Node:
+    rest = do("rsub", weight, 1) if isinstance(weight, Node) else 1 - weight
+    return do("add", do("mul", input, rest), do("mul", end, weight))
+
+
+def _product_and_sum(times: str, number: str) -> Callable:
+    """beta input + alpha (a times b); `number` is torch's name for alpha."""
+
+    def compose(do, _, input, a, b, beta=1, **given):
+        scaled = input if beta == 1 else do("mul", input, beta)
+        return do("add", scaled, do(times, a, b), alpha=given.get(number, 1))
+
+    return compose
+
+
+COMPOSED = {
+    "glu": _glu,
+    "lerp": _lerp,
+    "addcmul": _product_and_sum("mul", "value"),
+    "addcdiv": _product_and_sum("div", "value"),
+    **dict.fromkeys(("addmm", "addmv", "baddbmm"), _product_and_sum("matmul", "alpha")),
+}
+
+
 class Translation:
     """From fx nodes to ours, in one pass.
 
@@ -71,8 +105,9 @@ class Translation:
         """The graph of the nodes that the output depends on."""
         *body, last = self.trace.graph.nodes
         for fx_node in body:
+            self.place = self.trace.places.get(fx_node, "")
             node, inplace = getattr(self, f"_{fx_node.op}")(fx_node)
-            node.place = self.trace.places.get(fx_node, "")
+            node.place = self.place
             node.shape = fx_node.meta.get("shape")
             self._add(fx_node, node, inplace)
         output = self._output(last.args[0])
@@ -95,7 +130,7 @@ class Translation:
 
     def _add(self, fx_node: fx.Node, node: Node, inplace: bool = False) -> None:
         self.nodes.append(node)
-        node.nonnegative = nonnegative(node)
+        node.bound = bound(node)
         changed = first(fx_node) if inplace else None
         if not self.trace.recorded:
             self._look_for_views(fx_node, node, changed)
@@ -147,6 +182,8 @@ class Translation:
             twin = copy.copy(module)
             twin.inplace, call = False, twin.forward
         name, kind, op = self._name(fx_node.target), v.kind_of_module(module), v.module_name(module)
+        if op in COMPOSED:
+            return self._composed(name, op, module, *self._arguments(fx_node)), inplace
         return related(Node(name, kind, op, call, *self._arguments(fx_node), module=module)), inplace
 
     def _call_function(self, fx_node: fx.Node) -> tuple[Node, bool]:
@@ -162,15 +199,29 @@ class Translation:
             bound.arguments["inplace"] = False
             args, kwargs = bound.args, bound.kwargs
         path, op = self.trace.paths.get(fx_node, ""), name or getattr(target, "__name__", str(target))
-        full, place = self._name(f"{path}.{op}" if path else op), self.trace.places.get(fx_node, "")
-        node = Node(full, v.KIND_OF_NAME.get(name, v.UNKNOWN), op, call, args, kwargs, place=place)
-        *parts, node = spelled_out(node)
-        for part in parts:
-            self.nodes.append(part)
-            part.nonnegative = nonnegative(part)
-        return node, inplace
+        full = self._name(f"{path}.{op}" if path else op)
+        if name in COMPOSED:
+            return self._composed(full, name, None, args, kwargs), inplace
+        kind = v.KIND_OF_NAME.get(name, v.UNKNOWN)
+        return related(Node(full, kind, op, call, args, kwargs, own=name is None)), inplace
 
     _call_method = _call_function
+
+    def _composed(self, name: str, op: str, module: nn.Module | None, args: tuple, kwargs: dict) -> Node:
+        """The last of the nodes that stand for one call; the others come before it."""
+        made = []
+
+        def do(op: str, *args, **kwargs) -> Node:
+            call = getattr(operator if op == "getitem" else torch, op)
+            node = Node(self._name(f"{name}.{op}"), v.KIND_OF_NAME[op], op, call, args, kwargs, place=self.place)
+            made.append(related(node))
+            made[-1].bound = bound(made[-1])
+            return made[-1]
+
+        last = COMPOSED[op](do, module, *args, **kwargs)
+        last.name = name
+        self.nodes += made[:-1]
+        return last
 
     def _arguments(self, fx_node: fx.Node) -> tuple[tuple, dict]:
         """Arguments with our nodes in the places of fx's, as they are now."""

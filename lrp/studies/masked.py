@@ -34,11 +34,9 @@ from .lrn import denominators
 
 PIECEWISE_LINEAR = set(  # activations with a mask, under their names as modules and as functions
     "relu relu6 leakyrelu leaky_relu prelu rrelu hardtanh hardsigmoid threshold clamp clamp_min clamp_max clip "
-    "hardshrink softshrink".split()
+    "hardshrink softshrink abs absolute".split()
 )
-PASSING = v.KEEPS_SIGN_NAMES | set(
-    "neg float double type_as alphadropout alpha_dropout featurealphadropout feature_alpha_dropout".split()
-)
+PASSING = v.LINEAR_NAMES | set("alphadropout alpha_dropout featurealphadropout feature_alpha_dropout".split())
 LINEAR = (*v.LINEAR, v.SCALE, v.MAXIMUM, v.REARRANGE)  # a pool is, once its winners are fixed
 
 
@@ -47,7 +45,7 @@ def require_piecewise_linear(graph: Graph, freeze_lrn: bool = False) -> None:
     for node in graph.nodes:
         if not node.carries or node.kind in (v.INPUT, *LINEAR):
             continue
-        if node.kind == v.ACTIVATION and node.op in PIECEWISE_LINEAR | PASSING and len(node.inputs) == 1:
+        if node.kind == v.ACTIVATION and len(node.inputs) == 1 and all(map(_is_piecewise_linear, _parts(node))):
             continue
         if node.kind == v.PIECES:
             raise no_rule(node)
@@ -71,10 +69,24 @@ def require_piecewise_linear(graph: Graph, freeze_lrn: bool = False) -> None:
             f"node `{node.name}` calls {node.op}, which is not piecewise linear: there is no linear mapping to split; "
             + hint
         )
-    if not any(node.kind == v.ACTIVATION and node.op in PIECEWISE_LINEAR for node in graph.nodes):
+    if not any(map(has_slopes, graph.nodes)):
         raise UnsupportedOperation(
             "the network has no ReLU, so there is no filter to mask: its gradient is all there is"
         )
+
+
+def has_slopes(node: Node) -> bool:
+    """Is this an activation with a slope that depends on the input, so that its units may have masks?"""
+    chosen = (v.MAXIMUM, v.REARRANGE)  # max(x, 0.1 * x), where(x > 0, x, 0.1 * x)
+    return node.kind == v.ACTIVATION and any(p.op in PIECEWISE_LINEAR or p.kind in chosen for p in _parts(node))
+
+
+def _parts(node: Node) -> tuple[Node, ...]:
+    return node.parts or (node,)
+
+
+def _is_piecewise_linear(part: Node) -> bool:
+    return part.op in PIECEWISE_LINEAR | PASSING or bool(part.signs) or part.kind in LINEAR
 
 
 class Slope(Step):
@@ -147,7 +159,7 @@ class MaskedNetwork:
         self.masked: dict[Node, int] = {}
         self.views: dict[Node, list[int]] = {}  # shape of a mask (N, C) beside the values (N, C, ...) of its node
         for node in self.steps:
-            if node.kind == v.ACTIVATION and node.op in PIECEWISE_LINEAR:
+            if has_slopes(node):
                 self._mask(node, run.shapes[node])
         self.uses = dict.fromkeys([graph.input, *self.steps], 0)
         for step in self.steps.values():

@@ -21,7 +21,7 @@ class Difference(nn.Module):
         nn.init.ones_(self.head.weight)
 
     def forward(self, x):
-        return self.head(torch.cat([x - x, x], 1))
+        return self.head(torch.cat([x - x.flatten(1), x], 1))
 
 
 class Doubler(nn.Module):

@@ -191,7 +191,7 @@ def test_no_rule_for_a_kind_of_node(model):
 
 def test_pass_needs_the_same_shape(model):
     with pytest.raises(
-        LRPError, match=r"Pass\(\) at node `head` needs an input shaped like its output \(4,\)|\(3, 4\)"
+        LRPError, match=r"Pass\(\) at node `head` needs one input shaped like its output \(4,\)|\(3, 4\)"
     ):
         LRP(model, composites.EpsilonPlus(overrides={"head": rules.Pass()})).attribute(X, 0)
 
