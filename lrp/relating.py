@@ -127,7 +127,7 @@ def _elementwise(node: Node) -> bool:
     if node.op in ("max", "min"):
         return node.kind == v.MAXIMUM  # of two tensors
     named = node.op in v.UNRULED | v.DIVISIONS | v.JOINS and not node.own
-    return named or node.kind in (v.ACTIVATION, v.SCALE, v.ADD)
+    return named or node.kind in (v.ACTIVATION, v.SCALE, v.ADD, v.BATCHNORM)
 
 
 def _is_active(node: Node) -> bool:

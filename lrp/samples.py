@@ -18,7 +18,14 @@ from .graph import Node
 
 MOVERS = (v.REARRANGE, v.PIECES, v.AVERAGE, v.MAXIMUM)
 ELEMENTWISE = (v.ADD, v.PRODUCT, v.ACTIVATION, v.SCALE)  # axes are counted from the right, as torch broadcasts them
-IN_PLACE = ("pool", "pad", "fold", "interpolate", "upsample", "pixel")  # words in names of what leaves the first axis alone
+IN_PLACE = (
+    "pool",
+    "pad",
+    "fold",
+    "interpolate",
+    "upsample",
+    "pixel",
+)  # words in names of what leaves the first axis alone
 
 
 @dataclass(frozen=True, eq=False)

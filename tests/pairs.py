@@ -57,7 +57,9 @@ def pair(*shape, name=None, apart=(), within=1e-9):
 def collected() -> dict[str, Pair]:
     """The pairs of all files."""
     for file in sorted(Path(__file__).parent.glob("pairs_*.py")):
-        import_module(file.stem)
+        made = getattr(import_module(file.stem), "PAIRS", {})  # or both networks as functions, beside the whole shape
+        for name, (one, other, shape) in made.items() if made is not PAIRS else ():
+            PAIRS[name] = Pair(lambda one=one, other=other: (one(), other()), shape[1:], (), 1e-9)
     return PAIRS
 
 

@@ -130,7 +130,7 @@ PLACES = {  # where the norm stands, seen from the convolution
     "behind_a_relu": lambda w, m, y: w(m.n, F.relu(y)),
     "behind_a_sum": lambda w, m, y: w(m.n, y.tanh() + y),
     "behind_a_pool": lambda w, m, y: w(m.n, F.avg_pool2d(y, 2)),
-    "of_what_others_read": lambda w, m, y: w(m.n, y).tanh() + y,
+    "of_what_others_read": lambda w, m, y: w(m.n, y).tanh() + F.avg_pool2d(y, 3, 1, 1),
 }
 
 
