@@ -134,12 +134,15 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
+CHOOSING = {"sort", "topk", "where", "gather", "take_along_dim", "masked_scatter"} | v.FILLS  # no mere views
+
+
 def _front(graph: Graph, readers: dict[Node, list[Node]]) -> set[Node]:
     """The affine maps of the input: if it is only seen through them, with views between, by a network with layers."""
     seen, raw = set(), set()
     for node in graph.nodes:
         keeps = node.kind == v.ACTIVATION and node.op in v.KEEPS_SIGN_NAMES | {"float", "double", "half", "bfloat16"}
-        views = (node.kind == v.REARRANGE and node.op not in v.PADS) or keeps
+        views = (node.kind == v.REARRANGE and node.op not in v.PADS | CHOOSING) or keeps
         if node.kind == v.INPUT or ((views or is_affine(node)) and seen.issuperset(node.inputs)):
             seen.add(node)
             if node.kind == v.INPUT or (not is_affine(node) and raw & set(node.inputs)):

@@ -2,15 +2,13 @@
 
 An elementwise function of one value is an activation, however it is written: x * sigmoid(x), x * relu6(x + 3) / 6,
 relu(x) - 0.1 * relu(-x), where(x > 0, x, 0.1 * x). Where several functions of one node meet, in a product, a sum, or
-what takes the larger, they become one node that reads it, and relevance passes. A number that is added to an activation
-is part of it; what is added to a layer is the layer's bias.
+what takes the larger, they become one node that reads it, and relevance passes. What is added to one value alone is a
+bias (`lrp.affine`), be it behind a layer or behind an activation.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import takewhile
-
-from torch import Tensor
 
 from . import kinds as v
 from .errors import CaptureError
@@ -104,15 +102,13 @@ def _larger(node: Node) -> None:
 
 
 def _meet(node: Node) -> None:
-    """Make functions of one node that meet here one activation of it; see a number that is added to an activation."""
+    """Make functions of one node that meet here one activation of it."""
     asked = _asked(node)
     if len(node.inputs) > 1 or asked or _clips(node):
         lines = [list(_line(n)) for n in (*node.inputs, *asked)]
         common = next((n for n in lines[0] if all(n in line for line in lines)), None)
         if common is not None:
             _express(node, common)
-    elif node.kind == v.ADD and all(map(_number, node.constants)) and _is_active(node.inputs[0]):
-        node.kind = v.ACTIVATION
 
 
 def _line(node: Node) -> Iterator[Node]:
@@ -128,11 +124,6 @@ def _elementwise(node: Node) -> bool:
         return node.kind == v.MAXIMUM  # of two tensors
     named = node.op in v.UNRULED | v.DIVISIONS | v.JOINS and not node.own
     return named or node.kind in (v.ACTIVATION, v.SCALE, v.ADD, v.BATCHNORM)
-
-
-def _is_active(node: Node) -> bool:
-    """Is this an activation, perhaps scaled?"""
-    return any(n.kind == v.ACTIVATION and n.op not in v.LINEAR_NAMES for n in _line(node))
 
 
 def _asked(node: Node) -> list[Node]:
@@ -151,14 +142,6 @@ def _clips(node: Node) -> bool:
     """Is this the larger or smaller of x and 0?"""
     given = [n for n in references((node.args, node.kwargs)) if not n.carries]
     return node.kind == v.MAXIMUM and bool(given) and all(KNOWN.get(n.op) == 0 for n in given)
-
-
-def _number(constant: tuple) -> bool:
-    """Is this one number, the same for all units?"""
-    _, value = constant
-    if isinstance(value, Node) and value.op == "get_attr":
-        value = value.call()
-    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _express(node: Node, source: Node) -> None:
@@ -222,6 +205,7 @@ def _piece(node: Node) -> None:
     if node.op == "getattr":
         index = v.FIELDS[index]
     kinds = v.SEVERAL.get(pieces.op, ())
+    node.op = pieces.op if kinds else node.op
     node.kind = v.PIECES if isinstance(index, slice) else kinds[index] if kinds else v.REARRANGE
     node.call = lambda *args, **kwargs: pieces.call(*args, **kwargs)[index]
     node.args, node.kwargs, node.inputs = pieces.args, pieces.kwargs, pieces.inputs

@@ -206,7 +206,7 @@ def chosen(rng, x):
     forms = {
         "torch.maximum(x, c)": lambda m, x: torch.maximum(x, m.c), "x.clamp(min=c)": lambda m, x: x.clamp(min=m.c),
         "torch.where(x > 0, x, 0.1 x)": lambda m, x: torch.where(x > 0, x, 0.1 * x),
-        "masked_fill": lambda m, x: x.masked_fill(x < 0.1, 0.5),
+        "masked_fill": lambda m, x: x.masked_fill(m.c < 0.1, 0.5),
         f"x.max({axis}).values": lambda m, x: x.max(axis, keepdim=True).values,
         f"x.max({axis})[0] + x": lambda m, x: x.max(axis, keepdim=True)[0] + x,
         f"x.sort({axis})[0]": lambda m, x: x.sort(axis)[0],
