@@ -205,8 +205,8 @@ def _piece(node: Node) -> None:
     if node.op == "getattr":
         index = v.FIELDS[index]
     kinds = v.SEVERAL.get(pieces.op, ())
-    node.op = pieces.op if kinds else node.op
     node.kind = v.PIECES if isinstance(index, slice) else kinds[index] if kinds else v.REARRANGE
+    node.op = pieces.op if kinds and node.kind == v.REARRANGE else node.op  # sort and topk choose, they are no views
     node.call = lambda *args, **kwargs: pieces.call(*args, **kwargs)[index]
     node.args, node.kwargs, node.inputs = pieces.args, pieces.kwargs, pieces.inputs
 
