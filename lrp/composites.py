@@ -36,7 +36,8 @@ class Composite:
 
     Args:
         rules: list of (condition, rule) for convolutions, dense layers, unfolded BatchNorms and averages. Max pooling
-            leaves relevance to the winner, except where "maximum" names a rule made for it.
+            leaves relevance to the winner, except where "maximum" names a rule made for it. Any affine map with
+            constants counts as BatchNorm; where it normalises the input itself, "any" lets relevance pass.
         addition: the rule at sums; `rules.Ratio()` by magnitude, `rules.Flat()` in equal parts,
             `rules.Epsilon()` signed, `rules.ZPlus()` among positive summands.
         lrn: the rule at local response normalisation; `rules.Pass()` treats it as the identity.
@@ -44,7 +45,8 @@ class Composite:
         overrides: {module name or glob: rule}, before everything else; the first match holds. A glob such as
             "layer4.*" means layers with weights, averages, LRN and unknown operations; name a sum in full to
             override it. A name that matches nothing is an error.
-        fold_batchnorm: fold BatchNorm into the layer before it (False leaves each one a node of its own).
+        fold_batchnorm: fold BatchNorm, and what else scales a layer's output by constants, into the layer before it
+            (False leaves them nodes of their own). A bias that is added to the output is folded always.
         spread: move relevance from the lattice of pixels that a layer with gaps reads (1 x 1 with a stride,
             x[:, :, ::2, ::2]) to the pixels between, too; see `lrp.splitting.spread`.
 
@@ -112,7 +114,7 @@ def _holds(condition: str | Callable[[Node], bool], node: Node, first: set[Node]
 class Epsilon(Composite):
     """LRP-epsilon everywhere but at sums; with `addition=rules.Epsilon()` too it equals gradient x input.
 
-    (For a ReLU network, as epsilon -> 0, with absorbed biases.)
+    (For a ReLU network, as epsilon -> 0, with absorbed biases; a normalisation of the input itself passes.)
     """
 
     def __init__(self, epsilon: float = 1e-6, **options):

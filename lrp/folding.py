@@ -14,6 +14,7 @@ Without `norms`, affine maps that scale stay nodes of their own; a bias kept apa
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,12 @@ from .constants import freed, known, made_of_parameters, shape
 from .graph import HOLE, Graph, Node, ancestors, fill, references
 from .padding import fold_pads
 from .relating import operands
+
+VIEWS = set(
+    "flatten reshape view permute transpose t squeeze unsqueeze cat concat concatenate stack expand expand_as movedim "
+    "moveaxis swapaxes swapdims narrow select unflatten view_as reshape_as ravel flip pixel_unshuffle".split()
+)
+CASTS = v.KEEPS_SIGN_NAMES | {"float", "double", "half", "bfloat16", "type_as"}
 
 
 def fold(graph: Graph, norms: bool = True) -> Graph:
@@ -134,22 +141,24 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-CHOOSING = {"sort", "topk", "where", "gather", "take_along_dim", "masked_scatter"} | v.FILLS  # no mere views
-
-
 def _front(graph: Graph, readers: dict[Node, list[Node]]) -> set[Node]:
     """The affine maps of the input: if it is only seen through them, with views between, by a network with layers."""
     seen, raw = set(), set()
     for node in graph.nodes:
-        keeps = node.kind == v.ACTIVATION and node.op in v.KEEPS_SIGN_NAMES | {"float", "double", "half", "bfloat16"}
-        views = (node.kind == v.REARRANGE and node.op not in v.PADS | CHOOSING) or keeps
-        if node.kind == v.INPUT or ((views or is_affine(node)) and seen.issuperset(node.inputs)):
+        if node.kind == v.INPUT or ((_is_view(node) or is_affine(node)) and seen.issuperset(node.inputs)):
             seen.add(node)
             if node.kind == v.INPUT or (not is_affine(node) and raw & set(node.inputs)):
                 raw.add(node)
     only = all(seen.issuperset(readers[node]) for node in raw)
     layers = any(node.kind in v.WEIGHTED for node in graph.nodes)
     return {node for node in seen if is_affine(node)} if only and layers else set()
+
+
+def _is_view(node: Node) -> bool:
+    """Does it hold the same values, in the same order or type or another, whatever they are?"""
+    if node.op == "getitem":
+        return node.call is operator.getitem  # and not what topk and sort choose
+    return (node.kind == v.REARRANGE and node.op in VIEWS) or (node.kind == v.ACTIVATION and node.op in CASTS)
 
 
 class _Target:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 INPUT = "input"
 CONVOLUTION = "convolution"  # Conv1d-3d and transposed: a rule of the composite
 DENSE = "dense"  # Linear, or a product with a constant matrix: a rule of the composite
-BATCHNORM = "batchnorm"  # a BatchNorm that could not be folded: a rule of the composite
+BATCHNORM = "batchnorm"  # a x + b with constants, not folded into a layer: a rule of the composite
 AVERAGE = "average"  # average pooling, mean, sum, upsampling: a rule of the composite
 ADD = "add"  # sums and differences: the addition rule of the composite
 PRODUCT = "product"  # signal times gate: the signal gets everything

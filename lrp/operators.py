@@ -1,9 +1,8 @@
 """Linear maps, as the rules see them: apply with any weights, transpose, and say what the bias is.
 
 A rule never looks at a layer. It asks an operator three things: its weight (which the rule splits into
-parts), `apply(xs, w)`, which is the layer without bias but with the weight part w, and `transpose(s, w)`,
-which sends s back along the same connections. Convolutions, dense layers, an affine map that stands alone,
-additions and averages all answer alike. `lrp.affine` finds the operator of a node.
+parts), `apply(xs, w)`, which is the layer without bias but with the weight part w, and `transpose(s, w)`, which
+sends s back along the same connections. Layers, affine maps that stand alone, additions and averages answer alike.
 
 Shapes: xs is a list of inputs (N, ...), one entry for everything but an addition; s is (T, N, ...) with
 a leading axis of targets, and so is what `transpose` returns.

@@ -219,8 +219,8 @@ class ZBox(Rule):
 
     .. math:: R_i = \sum_j \frac{x_i w_{ij} - l_i w_{ij}^+ - h_i w_{ij}^-}{\sum_{i'} (\cdot)} R_j
 
-    `low` and `high` are numbers or tensors that broadcast against the input, in the units of the network's input
-    (after normalisation). The bias takes no part. Padding contributes nothing.
+    `low` and `high` are numbers or tensors that broadcast against the layer's input, in its units, that is, after
+    normalisation, inside the network or outside. The bias takes no part. Padding contributes nothing.
 
     Source: montavon2017explaining. Raises ValueError unless low < high.
     """
