@@ -27,6 +27,8 @@ PASSES = NORMS | _words(
     "clamp clamp_min clamp_max clip pow square detach"
 )
 ELEMENTWISE = _words("exp log sqrt rsqrt sin cos abs erf reciprocal expm1 log1p sign")  # no rule of their own
+COMPARES = _words("lt gt le ge eq ne less greater less_equal greater_equal")
+CHOICES = _words("where masked_fill")  # by a condition
 PRODUCTS = _words("mul rmul multiply div truediv true_divide divide rtruediv rdiv")
 DIVISIONS = {name for name in PRODUCTS if "div" in name}
 SUMS = _words("add radd sub rsub subtract")
@@ -59,6 +61,7 @@ def plain(func) -> tuple[str, bool]:
     name = getattr(func, "__name__", str(func))
     if name.startswith("__") and name.endswith("__"):
         return _INPLACE.get(name[2:-2], name[2:-2]), name[2:-2] in _INPLACE or name == "__setitem__"
+    name = "threshold" if name == "_threshold" else name
     return (name[:-1], True) if name.endswith("_") and name not in ("copy_", "requires_grad_") else (name, False)
 
 

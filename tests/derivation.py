@@ -80,8 +80,11 @@ class Held(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name, inplace = b.plain(func)
-        if name in b.FACTS or not _carried(args, kwargs):
+        carried = _carried(args, kwargs)
+        if name in b.FACTS or not carried:
             return func(*args, **kwargs)
+        if name in b.COMPARES and len({id(self.of(t).root) for t in carried}) == 1:
+            return self.mark(func(*args, **kwargs), self.of(carried[0]))
         if not (inplace or _asks_inplace(func, args, kwargs)):
             return self._call(func, name, args, kwargs)
         if name == "setitem" or not _carried(args[:1], {}):  # a constant that becomes a value of the network
@@ -137,6 +140,8 @@ class Held(TorchFunctionMode):
             bounds = b.activated(name, args, kwargs, old.bounds)
             out = self._factor(old.base, y)
             return self.mark(out, Mark(old.base, out if name in b.NORMS else old.root, bounds))
+        if name in b.CHOICES and self._one_root(y, args, carried):
+            return self.mark(self._factor(old.root, y), Mark(old.root, old.root))
         if name in b.ELEMENTWISE:
             return self.mark(self._no_rule(name, y), Mark(y, old.root, b.BOUNDS.get(name)))
         if name == "batch_norm":
@@ -151,6 +156,12 @@ class Held(TorchFunctionMode):
         product = self._call(torch.mul, "mul", (one, two), {}) if _carried((one, two), {}) else one * two
         product = self._call(torch.mul, "mul", (product, value), {}) if value != 1 else product
         return self._sum(torch.add, "add", (t, product), {}, _carried((t, product), {}))
+
+    def _one_root(self, y: Tensor, args, carried) -> bool:
+        """Is a value chosen by a condition on itself, place by place? Then it is an activation, like a threshold."""
+        conditions = [a for a in args if isinstance(a, Tensor) and a.dtype == torch.bool]
+        roots = {id(self.of(t).root) for t in (*conditions, *carried)}
+        return len(conditions) == len(roots) == 1 and self.of(carried[0]).root.shape == y.shape
 
     def _as_it_stands(self, func, name, args, kwargs, carried, y):
         """Gradient as it is; bounds, and where relevance passes to, go along with values that only move."""

@@ -39,7 +39,7 @@ COMPOSITES = {
     "unfolded": lambda **o: composites.EpsilonPlus(fold_batchnorm=False, **o),
 }
 AFFINE = {"batchnorm", "shift"}
-MOVES = set("scale view cut identity pad add spread_add join pieces flatten_all resize".split())  # no more than that
+MOVES = set("scale view cut identity pad add spread_add join pieces chosen flatten_all resize".split())
 SAME, BOOKS = 1e-6, 1e-7  # how far two maps may differ, of the largest value; what may be lost of the seed
 
 
@@ -317,8 +317,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     first, n = int(arguments[0]), int(arguments[1]) if len(arguments) > 1 else 1
     failures, counts = run(range(first, first + n), frozenset(arguments[2:]))
-    print("\n".join(failures))
-    print("\n".join(f"{count:6d} {name}" for name, count in counts.most_common()))
+    print("\n".join([*failures, *(f"{count:6d} {name}" for name, count in counts.most_common())]))
     return int(bool(failures))
 
 

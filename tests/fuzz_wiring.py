@@ -193,6 +193,7 @@ def by_hand(rng, x):
         "f(x) * softmax(g(x))": lambda m, x: m.f(x) * m.g(x).softmax(-1),
         "f(x) * sigmoid(mean).expand": lambda m, x: m.f(x) * m.g(x).mean(1, keepdim=True).sigmoid().expand_as(x),
         "f(x) * 2 sigmoid(g(x))": lambda m, x: m.f(x) * (2 * m.g(x).sigmoid()),
+        "x.masked_fill(x < 0.1, 0.5)": lambda m, x: x.masked_fill(x < 0.1, 0.5),
         "sigmoid(g(x)) * tanh(f(x))": lambda m, x: m.g(x).sigmoid() * m.f(x).tanh(),
     }
     label, n = rng.choice(sorted(forms)), x.shape[-1]
@@ -205,8 +206,8 @@ def chosen(rng, x):
     axis = rng.randint(1, x.dim() - 1)
     forms = {
         "torch.maximum(x, c)": lambda m, x: torch.maximum(x, m.c), "x.clamp(min=c)": lambda m, x: x.clamp(min=m.c),
+        "x.masked_fill(x.roll < 0, 0.5)": lambda m, x: x.masked_fill(x.roll(1, -1) < 0, 0.5),
         "torch.where(x > 0, x, 0.1 x)": lambda m, x: torch.where(x > 0, x, 0.1 * x),
-        "masked_fill": lambda m, x: x.masked_fill(m.c < 0.1, 0.5),
         f"x.max({axis}).values": lambda m, x: x.max(axis, keepdim=True).values,
         f"x.max({axis})[0] + x": lambda m, x: x.max(axis, keepdim=True)[0] + x,
         f"x.sort({axis})[0]": lambda m, x: x.sort(axis)[0],

