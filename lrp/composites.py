@@ -1,7 +1,8 @@
 """Composites: which rule where. Each is a short, printable list of (condition, rule); the first match holds.
 
-A condition is the kind of a node ("convolution", "dense", "batchnorm", "average"; see `lrp.kinds`), "first"
-(the convolutions and dense layers nearest to the input), "any", or a function of the node that says yes or no.
+A condition is the kind of a node ("convolution", "batchnorm", "average"; see `lrp.kinds`), "dense" (the last dense
+layers), "linear" (all of them), "first" (the convolutions and dense layers nearest to the input), "any", or a function
+of the node that says yes or no.
 
 >>> print(EpsilonPlus(bias="exclude"))
 EpsilonPlus(bias='exclude')
@@ -27,7 +28,7 @@ from . import splitting as s
 from .graph import Node
 
 LISTED = (v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE)  # where "any", "first" and functions are asked
-CONDITIONS = ("any", "first", *LISTED, v.MAXIMUM)
+CONDITIONS = ("any", "first", "linear", *LISTED, v.MAXIMUM)
 GLOBBED = (*LISTED, v.LRN, v.UNKNOWN)  # what a glob in `overrides` reaches
 
 
@@ -37,7 +38,10 @@ class Composite:
     Args:
         rules: list of (condition, rule) for convolutions, dense layers, unfolded BatchNorms and averages. Max pooling
             leaves relevance to the winner, except where "maximum" names a rule made for it. Any affine map with
-            constants counts as BatchNorm; where it normalises the input itself, "any" lets relevance pass.
+            constants counts as BatchNorm; where it normalises the input itself, "any" lets relevance pass. "dense" means
+            the dense layers behind all convolutions and places, those of a classifier. A dense layer that works at many
+            places, as in ConvNeXt's blocks or a mixer, is a convolution in all but name, and takes their rule; "linear"
+            means every dense layer.
         addition: the rule at sums; `rules.Ratio()` by magnitude, `rules.Flat()` in equal parts,
             `rules.Epsilon()` signed, `rules.ZPlus()` among positive summands.
         lrn: the rule at local response normalisation; `rules.Pass()` treats it as the identity.
@@ -104,6 +108,8 @@ class Composite:
 
 def _holds(condition: str | Callable[[Node], bool], node: Node, first: set[Node]) -> bool:
     """Does a row with this condition hold at the node? At sums, LRN and max pooling, only a row of that kind does."""
+    if condition in (v.DENSE, "linear"):
+        return node.kind == v.DENSE and (node.head or condition == "linear")
     if condition == node.kind:
         return True
     if node.kind not in LISTED:
@@ -122,7 +128,7 @@ class Epsilon(Composite):
 
 
 class EpsilonPlus(Composite):
-    """LRP-epsilon in dense layers, z+ in convolutions (kohlbrenner2020towards)."""
+    """LRP-epsilon in the last dense layers, z+ in all others (kohlbrenner2020towards)."""
 
     def __init__(self, epsilon: float = 1e-6, **options):
         super().__init__([("dense", r.Epsilon(epsilon)), ("any", r.ZPlus())], **options)
@@ -136,7 +142,7 @@ class EpsilonPlusFlat(Composite):
 
 
 class EpsilonGammaBox(Composite):
-    """LRP-epsilon in dense layers, gamma in convolutions, z^B on the pixels (montavon2019layer).
+    """LRP-epsilon in the last dense layers, gamma in all others, z^B on the pixels (montavon2019layer).
 
     `low` and `high` bound the network's input, in its own units: numbers, or tensors such as (3, 1, 1).
     """
@@ -149,7 +155,7 @@ class EpsilonGammaBox(Composite):
 
 
 class EpsilonAlpha2Beta1(Composite):
-    """LRP-epsilon in dense layers, alpha-beta with alpha = 2, beta = 1 in convolutions."""
+    """LRP-epsilon in the last dense layers, alpha-beta with alpha = 2, beta = 1 in all others."""
 
     def __init__(self, epsilon: float = 1e-6, **options):
         super().__init__([("dense", r.Epsilon(epsilon)), ("any", r.AlphaBeta(2, 1))], **options)

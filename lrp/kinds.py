@@ -89,6 +89,11 @@ ZEROS = {"tril", "triu", "unfold", *_words("max_unpool#d maxunpool#d")}  # these
 FILLS = ZEROS | set("masked_fill index_fill index_copy index_put scatter select_scatter slice_scatter setitem".split())
 MEASURES = set(_words(_MEASURES))  # these ask for the shape and the type of a tensor, not for its values
 FORMS = MEASURES | {"getattr"}
+_STAYING = "getitem chunk split tensor_split hsplit split_with_sizes cat concat concatenate stack squeeze unsqueeze "
+_STAYING += (
+    "narrow index_select expand expand_as where masked_fill index_fill setitem channel_shuffle flip roll tril triu"
+)
+STAYING = PADS | set(_STAYING.split())  # of what rearranges: these leave features features, and places places
 RESAMPLING, SMOOTH = {"interpolate", "upsample"}, set("nearest nearest-exact linear bilinear trilinear area".split())
 GATES = {"sigmoid", "special_expit", "hardsigmoid", "softmax"}  # a factor made by one of these is the gate of a product
 SOFTMAXES = {"softmax", "log_softmax", "softmin", "logsoftmax", "softmax2d", "gumbel_softmax"}

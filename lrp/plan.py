@@ -68,7 +68,7 @@ def add_kind(kind: str, step: type[steps.Step], names: str = "", modules: Iterab
     words, modules = str(names).split(), tuple(modules)
     if not (isinstance(kind, str) and isinstance(names, str) and all(isinstance(m, type) for m in modules)):
         raise TypeError("kind is a word, names are words in one string, and modules are classes of modules")
-    if taken := {kind} & {*AT, v.CONSTANT, v.INPUT, "any", "first"} or set(words) & v.KIND_OF_NAME.keys():
+    if taken := {kind} & {*AT, v.CONSTANT, v.INPUT, "any", "first", "linear"} or set(words) & v.KIND_OF_NAME.keys():
         raise ValueError(f"{', '.join(sorted(taken))}: there is such a kind already, or a kind of such functions")
     AT[kind] = At(Own(kind), step, step)
     v.KIND_OF_NAME.update(dict.fromkeys(words, kind))

@@ -205,6 +205,7 @@ def _piece(node: Node) -> None:
     if node.op == "getattr":
         index = v.FIELDS[index]
     kinds = v.SEVERAL.get(pieces.op, ())
+    node.op = node.op if kinds else pieces.op
     node.kind = v.PIECES if isinstance(index, slice) else kinds[index] if kinds else v.REARRANGE
     node.op = pieces.op if kinds and node.kind == v.REARRANGE else node.op  # sort and topk choose, they are no views
     node.call = lambda *args, **kwargs: pieces.call(*args, **kwargs)[index]
