@@ -296,25 +296,3 @@ class Addition(Operator):
 
     def transpose(self, s, w, xs):
         return [reduce_to(s if v == 1 else s * v, x) for x, v in zip(xs, w.tolist(), strict=True)]
-
-
-class Averaging(Operator):
-    """A linear map with fixed weights >= 0 (average pooling, mean, sum, upsampling), by its local graph.
-
-    `call` computes it anew for other inputs; `back` is the vector-Jacobian product kept by the forward pass.
-    Its weight is the single number 1, which a rule's weight part turns into 1, 0 (no such part) or 1 + gamma.
-    """
-
-    cacheable = fresh = False
-
-    def __init__(self, call, back, like: Tensor):
-        self.call, self.back, self.like = call, back, like
-
-    def weights(self):
-        return torch.ones((), dtype=self.like.dtype, device=self.like.device), None
-
-    def apply(self, xs, w):
-        return self.call(xs) * w
-
-    def transpose(self, s, w, xs):
-        return self.back(s * w)

@@ -25,9 +25,11 @@ from torch import Tensor, nn
 
 from . import kinds as v
 from .affine import operator
+from .averages import Averaging, Jacobian, Resampling, splits
 from .errors import LRPError, UnsupportedOperation, warn
+from .gates import overshoots
 from .graph import Node
-from .operators import Averaging, reduce_to
+from .operators import reduce_to
 from .propagate import Applied, Shares, reads_output, total
 from .refusals import no_rule, no_single_value
 
@@ -237,7 +239,10 @@ class RuledLocal(Ruled):
         def call(xs: list[Tensor]) -> Tensor:  # it must not know this step: in a circle, memory would wait to be found
             return node.run(held | dict(zip(sources, xs, strict=True)))
 
-        self.operator = Averaging(call, local.transpose, xs[0])
+        if node.kind != v.AVERAGE and splits(self.rule):
+            self.operator = Jacobian(node, local, xs[0])
+        else:
+            self.operator = (Resampling if overshoots(node) else Averaging)(call, local.transpose, xs[0])
         (self.w, self.b), self.parts = self.operator.weights(), {}
         self.applied = self._apply(xs)
         self.applied.z = value if reads_output(self.rule) else None
