@@ -38,10 +38,10 @@ class Composite:
     Args:
         rules: list of (condition, rule) for convolutions, dense layers, unfolded BatchNorms and averages. Max pooling
             leaves relevance to the winner, except where "maximum" names a rule made for it. Any affine map with
-            constants counts as BatchNorm; where it normalises the input itself, "any" lets relevance pass. "dense" means
-            the dense layers behind all convolutions and places, those of a classifier. A dense layer that works at many
-            places, as in ConvNeXt's blocks or a mixer, is a convolution in all but name, and takes their rule; "linear"
-            means every dense layer.
+            constants counts as BatchNorm; where it normalises the input itself, "any" lets relevance pass. "dense"
+            means the dense layers behind all convolutions and places, those of a classifier. A dense layer that works
+            at many places, as in ConvNeXt's blocks or a mixer, is a convolution in all but name, and takes their
+            rule; "linear" means every dense layer.
         addition: the rule at sums; `rules.Ratio()` by magnitude, `rules.Flat()` in equal parts,
             `rules.Epsilon()` signed, `rules.ZPlus()` among positive summands.
         lrn: the rule at local response normalisation; `rules.Pass()` treats it as the identity.
