@@ -1,10 +1,17 @@
 """Names of torch's functions by what LRP does there, and bounds of values: the words of `tests/derivation.py`."""
 
 import math
+from typing import NamedTuple
 
 from torch import Tensor
 
-Bounds = tuple[float, float] | None
+
+class Bounds(NamedTuple):
+    """Where values lie; `gate`: a sigmoid or softmax made them, whatever was done to them since."""
+
+    low: float
+    high: float
+    gate: bool = False
 
 
 def _words(text: str) -> set[str]:
@@ -13,9 +20,9 @@ def _words(text: str) -> set[str]:
 
 
 BOUNDS = {
-    **dict.fromkeys(("sigmoid", "hardsigmoid", "softmax"), (0.0, 1.0)),
-    **dict.fromkeys(("tanh", "softsign", "erf", "sin", "cos"), (-1.0, 1.0)),
-    "relu6": (0.0, 6.0),
+    **dict.fromkeys(("sigmoid", "hardsigmoid", "softmax"), Bounds(0.0, 1.0, True)),
+    **dict.fromkeys(("tanh", "softsign", "erf", "sin", "cos"), Bounds(-1.0, 1.0)),
+    "relu6": Bounds(0.0, 6.0),
 }
 FACTS = _words(
     "get set size dim requires_grad register_hook numel stride data_ptr hash is_contiguous new_zeros new_ones"
@@ -37,6 +44,7 @@ SHAPES = _words(
     "swapdims narrow select index_select getitem unflatten roll flip view_as reshape_as ravel contiguous clone to "
     "dropout dropout#d pixel_shuffle pixel_unshuffle channel_shuffle float double half type_as repeat_interleave unfold"
 )
+COPIES = _words("contiguous clone to dropout dropout#d float double half type_as")
 POOLS = _words("avg_pool#d adaptive_avg_pool#d mean interpolate upsample")
 AVERAGES = POOLS | {"sum"}
 MAXIMA = _words(
@@ -70,59 +78,68 @@ def is_maximum(name: str, args, kwargs) -> bool:
     return name in CLAMPS and any(isinstance(limit, Tensor) for limit in (*args[1:], *kwargs.values()))
 
 
-def rank(bounds: Bounds) -> int:
-    """0 within [0, 1], 1 not negative and bounded, 2 bounded, 3 not."""
-    if bounds is None or not all(map(math.isfinite, bounds)):
-        return 3
-    return 0 if bounds[0] >= 0 and bounds[1] <= 1 else 1 if bounds[0] >= 0 else 2
+def rank(bounds: Bounds | None) -> int:
+    """0 made by a sigmoid, 1 within [0, 2], 2 within [-1, 1], 3 bounded, 4 not."""
+    if bounds is None or not (math.isfinite(bounds.low) and math.isfinite(bounds.high)):
+        return 4
+    if bounds.gate:
+        return 0
+    return 1 if 0 <= bounds.low and bounds.high <= 2 else 2 if -1 <= bounds.low and bounds.high <= 1 else 3
 
 
-def joined(bounds: list) -> Bounds:
+def joined(bounds: list) -> Bounds | None:
     """Of values that come from several tensors."""
-    return (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds and all(bounds) else None
+    if not bounds or not all(bounds):
+        return None
+    return Bounds(min(b.low for b in bounds), max(b.high for b in bounds), all(b.gate for b in bounds))
 
 
 def _ends(constant) -> tuple[float, float]:
     return (float(constant.min()), float(constant.max())) if isinstance(constant, Tensor) else (float(constant),) * 2
 
 
-def times(one: Bounds, two: Bounds) -> Bounds:
-    products = [p * q for p in one for q in two] if one and two else [math.inf]
-    return (min(products), max(products)) if one and two else None
+def times(one: Bounds | None, two: Bounds | None) -> Bounds | None:
+    if not (one and two):
+        return None
+    products = [p * q for p in one[:2] for q in two[:2]]
+    return Bounds(min(products), max(products), one.gate and two.gate)
 
 
-def added(one: Bounds, two: Bounds) -> Bounds:
-    return (one[0] + two[0], one[1] + two[1]) if one and two else None
+def added(one: Bounds | None, two: Bounds | None) -> Bounds | None:
+    return Bounds(one.low + two.low, one.high + two.high, one.gate and two.gate) if one and two else None
 
 
-def scaled(bounds: Bounds, constant, divides: bool) -> Bounds:
+def scaled(bounds: Bounds | None, constant, divides: bool) -> Bounds | None:
     """Bounds of x c, or of x / c."""
     if bounds is None:
         return None
     low, high = _ends(constant)
     if divides:
-        return None if low <= 0 <= high else times(bounds, (1 / high, 1 / low))
-    return times(bounds, (low, high))
+        return None if low <= 0 <= high else times(bounds, Bounds(1 / high, 1 / low, bounds.gate))
+    return times(bounds, Bounds(low, high, bounds.gate))
 
 
-def shifted(bounds: Bounds, constant, name: str, minus: bool) -> Bounds:
+def shifted(bounds: Bounds | None, constant, name: str, minus: bool) -> Bounds | None:
     """Bounds of x + c, x - c or, with `minus`, c - x."""
     if bounds is None:
         return None
     low, high = _ends(constant)
     if minus:
-        return low - bounds[1], high - bounds[0]
-    return (bounds[0] - high, bounds[1] - low) if "sub" in name else (bounds[0] + low, bounds[1] + high)
+        return Bounds(low - bounds.high, high - bounds.low, bounds.gate)
+    low, high = (-high, -low) if "sub" in name else (low, high)
+    return Bounds(bounds.low + low, bounds.high + high, bounds.gate)
 
 
-def activated(name: str, args, kwargs, bounds: Bounds) -> Bounds:
+def activated(name: str, args, kwargs, bounds: Bounds | None) -> Bounds | None:
     """Bounds of an activation of x, from those of x."""
+    gate = bounds is not None and bounds.gate
     if name == "detach":
         return bounds
     if name == "relu":
-        return bounds and (max(bounds[0], 0.0), max(bounds[1], 0.0))
+        return bounds and Bounds(max(bounds.low, 0.0), max(bounds.high, 0.0), gate)
     if name not in CLAMPS | {"hardtanh"}:
-        return BOUNDS.get(name)
+        found = BOUNDS.get(name)
+        return found and found._replace(gate=found.gate or gate)
     given = dict(zip({"clamp_min": ("min",), "clamp_max": ("max",)}.get(name, ("min", "max")), args[1:], strict=False))
     given |= {key.removesuffix("_val"): value for key, value in kwargs.items()}
     if name == "hardtanh":
@@ -130,5 +147,5 @@ def activated(name: str, args, kwargs, bounds: Bounds) -> Bounds:
     low, high = given.get("min"), given.get("max")
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         return None
-    low, high = (bounds[0] if low is None and bounds else low), (bounds[1] if high is None and bounds else high)
-    return None if low is None or high is None else (float(low), float(high))
+    low, high = (bounds.low if low is None and bounds else low), (bounds.high if high is None and bounds else high)
+    return None if low is None or high is None else Bounds(float(low), float(high), gate)

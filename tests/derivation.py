@@ -8,8 +8,8 @@ in which
 * all else (layers, pooling, maxima, views, sums) is as it stands.
 
 `relevance` runs the model's own forward under a mode of torch that sees every call, so it depends on no trace and no
-graph. A gate is the factor with the narrower bounds ([0, 1] before >= 0 before any bounds before none), or the smaller
-one; a product or quotient of elementwise functions of one value is an activation of that value.
+graph. A gate is the factor that a sigmoid made, then one within [0, 2], then one within [-1, 1], then a bounded one,
+then the smaller one; a product or quotient of elementwise functions of one value is an activation of that value.
 """
 
 import copy
@@ -26,17 +26,17 @@ from torch.utils._pytree import tree_flatten
 
 @dataclass
 class Mark:
-    """What is known of a tensor: where relevance passes to, what it is an elementwise function of, its bounds."""
+    """What is known of a tensor: where relevance passes to, what it is a function of place by place, its bounds."""
 
     base: Tensor
-    root: Tensor
-    bounds: tuple[float, float] | None = None
+    above: tuple[Tensor, ...] = ()  # what it is an elementwise function of, the nearest first
+    bounds: b.Bounds | None = None
     front: bool = False  # an affine function of the input alone
     summed: Tensor | None = None  # it is the sum of this one's values
     version: int = 0
 
     def __post_init__(self):
-        self.stamps = self.base._version, self.root._version
+        self.stamps = [t._version for t in (self.base, *self.above)]
 
 
 @dataclass
@@ -50,16 +50,17 @@ class Derived:
     undefined: int
 
 
-def relevance(model: nn.Module, x: Tensor, seed=None, front_passes: bool = True) -> Derived:
+def relevance(model: nn.Module, x: Tensor, seed=None, front_passes: bool = True, passes=()) -> Derived:
     """LRP-0 of the predicted class's logit (N, K), or of the sum of seed times output (`seed` shaped like that).
 
-    With `front_passes` a normalisation of the input itself, (x - mean) / std, hands relevance through.
+    With `front_passes` a normalisation of the input itself, (x - mean) / std, hands relevance through; `passes` names
+    elementwise functions without a rule of their own, as "log", that are to be treated as activations.
     """
     model = copy.deepcopy(model).requires_grad_(False)
-    leaf, mode = x.detach().clone().requires_grad_(), Held()
+    leaf, mode = x.detach().clone().requires_grad_(), Held(passes)
     with torch.enable_grad():
         start = leaf * 1.0
-        mode.mark(start, Mark(start, start, front=front_passes))
+        mode.mark(start, Mark(start, front=front_passes))
         with mode:
             output = model(start)
     if seed is None:
@@ -72,8 +73,9 @@ def relevance(model: nn.Module, x: Tensor, seed=None, front_passes: bool = True)
 class Held(TorchFunctionMode):
     """Sees every call of torch with a tensor that depends on the input (requires a gradient)."""
 
-    def __init__(self):
+    def __init__(self, passes=()):
         super().__init__()
+        self.passes = b.PASSES | set(passes)
         self.refused: Counter = Counter()
         self.undefined = 0
 
@@ -83,8 +85,9 @@ class Held(TorchFunctionMode):
         carried = _carried(args, kwargs)
         if name in b.FACTS or not carried:
             return func(*args, **kwargs)
-        if name in b.COMPARES and len({id(self.of(t).root) for t in carried}) == 1:
-            return self.mark(func(*args, **kwargs), self.of(carried[0]))
+        if name in b.COMPARES:
+            y = func(*args, **kwargs)
+            return self.mark(y, Mark(y, self._chain(self._common(*carried))))
         if not (inplace or _asks_inplace(func, args, kwargs)):
             return self._call(func, name, args, kwargs)
         if name == "setitem" or not _carried(args[:1], {}):  # a constant that becomes a value of the network
@@ -102,9 +105,19 @@ class Held(TorchFunctionMode):
         """The mark of a tensor; what was written over since is forgotten."""
         mark = getattr(t, "_held", None)
         if mark is None or mark.version != t._version:
-            return Mark(t, t)
-        base, root = (v if v._version == at else t for v, at in zip((mark.base, mark.root), mark.stamps, strict=True))
-        return replace(mark, base=base, root=root)
+            return Mark(t)
+        fresh = [v._version == at for v, at in zip((mark.base, *mark.above), mark.stamps, strict=True)]
+        above = mark.above[: (*fresh[1:], False).index(False)]
+        return replace(mark, base=mark.base if fresh[0] else t, above=above)
+
+    def _chain(self, t: Tensor | None) -> tuple[Tensor, ...]:
+        """The tensor and what it is an elementwise function of."""
+        return () if t is None else (t, *self.of(t).above)
+
+    def _common(self, *tensors: Tensor) -> Tensor | None:
+        """The nearest value of which all these are elementwise functions."""
+        first, *others = map(self._chain, tensors)
+        return next((v for v in first if all(any(v is w for w in other) for other in others)), None)
 
     @staticmethod
     def mark(t: Tensor, mark: Mark) -> Tensor:
@@ -113,8 +126,7 @@ class Held(TorchFunctionMode):
 
     def _move(self, mark: Mark, old: Tensor, new: Tensor) -> Tensor:
         """The mark of `old` for `new`."""
-        base, root = (new if v is old else v for v in (mark.base, mark.root))
-        return self.mark(new, replace(mark, base=base, root=root))
+        return self.mark(new, replace(mark, base=new if mark.base is old else mark.base))
 
     # ------------------------------------------------------------ calls
 
@@ -135,20 +147,20 @@ class Held(TorchFunctionMode):
         if not carried or not _carried((y,), {}):
             return y
         y = _copied(y) if name in b.SAVES else y
-        old = self.of(carried[0])
-        if name in b.PASSES and len(carried) == 1 and not b.is_maximum(name, args, kwargs):
+        x, old = carried[0], self.of(carried[0])
+        if name in self.passes and len(carried) == 1 and not b.is_maximum(name, args, kwargs):
             bounds = b.activated(name, args, kwargs, old.bounds)
             out = self._factor(old.base, y)
-            return self.mark(out, Mark(old.base, out if name in b.NORMS else old.root, bounds))
-        if name in b.CHOICES and self._one_root(y, args, carried):
-            return self.mark(self._factor(old.root, y), Mark(old.root, old.root))
+            return self.mark(out, Mark(old.base, () if name in b.NORMS else self._chain(x), bounds))
+        if name in b.CHOICES and (one := self._chosen(args, carried, y)) is not None:
+            return self._activated(one, y)
         if name in b.ELEMENTWISE:
-            return self.mark(self._no_rule(name, y), Mark(y, old.root, b.BOUNDS.get(name)))
+            return self.mark(self._no_rule(name, y), Mark(y, self._chain(x), b.BOUNDS.get(name)))
         if name == "batch_norm":
             return self._affine(carried[0], y, None)
         if name not in b.KNOWN or (name in b.ONE_FACTOR and len(carried) > 1):
             for part in _carried(y, {}):
-                self.mark(self._no_rule(name, part), Mark(part, part, b.BOUNDS.get(name)))
+                self.mark(self._no_rule(name, part), Mark(part, (), b.BOUNDS.get(name)))
             return y
         return self._as_it_stands(func, name, args, kwargs, carried, y)
 
@@ -157,11 +169,19 @@ class Held(TorchFunctionMode):
         product = self._call(torch.mul, "mul", (product, value), {}) if value != 1 else product
         return self._sum(torch.add, "add", (t, product), {}, _carried((t, product), {}))
 
-    def _one_root(self, y: Tensor, args, carried) -> bool:
-        """Is a value chosen by a condition on itself, place by place? Then it is an activation, like a threshold."""
+    def _chosen(self, args, carried, y: Tensor) -> Tensor | None:
+        """The value that is chosen by a condition on itself, place by place: an activation of it, like a threshold."""
         conditions = [a for a in args if isinstance(a, Tensor) and a.dtype == torch.bool]
-        roots = {id(self.of(t).root) for t in (*conditions, *carried)}
-        return len(conditions) == len(roots) == 1 and self.of(carried[0]).root.shape == y.shape
+        return self._same(self._common(*conditions, *carried), y) if conditions else None
+
+    @staticmethod
+    def _same(t: Tensor | None, y: Tensor) -> Tensor | None:
+        return t if t is not None and t.shape == y.shape else None
+
+    def _activated(self, x: Tensor, y: Tensor) -> Tensor:
+        """y as an activation of x."""
+        base = self.of(x).base
+        return self.mark(self._factor(base, y), Mark(base, self._chain(x)))
 
     def _as_it_stands(self, func, name, args, kwargs, carried, y):
         """Gradient as it is; bounds, and where relevance passes to, go along with values that only move."""
@@ -170,10 +190,11 @@ class Held(TorchFunctionMode):
             self._cancels(y, lambda: func(args[0].detach().abs(), *args[1:], **kwargs))
         if isinstance(y, Tensor) and name in b.SHAPES and len(carried) == 1 and args and args[0] is carried[0]:
             base = func(old.base, *args[1:], **kwargs) if old.base.shape == args[0].shape else y
-            return self.mark(y, Mark(base if base.shape == y.shape else y, y, old.bounds, old.front))
+            above = self._chain(carried[0]) if name in b.COPIES else ()
+            return self.mark(y, Mark(base if base.shape == y.shape else y, above, old.bounds, old.front))
         bounds = b.joined([self.of(t).bounds for t in carried]) if name in b.KEEPS_BOUNDS else None
         for part in _carried(y, {}):
-            self.mark(part, Mark(part, part, bounds, summed=carried[0] if name == "sum" else None))
+            self.mark(part, Mark(part, (), bounds, summed=carried[0] if name == "sum" else None))
         return y
 
     def _factor(self, base: Tensor, y: Tensor) -> Tensor:
@@ -211,20 +232,22 @@ class Held(TorchFunctionMode):
         if len(carried) == 1:
             old = self.of(carried[0])
             if divides and two is carried[0]:  # c / x
-                return self.mark(self._no_rule(name, y), Mark(y, old.root if y.shape == old.root.shape else y))
+                return self.mark(self._no_rule(name, y), Mark(y, self._chain(self._same(two, y))))
             constant = two if one is carried[0] else one
             return self._affine(carried[0], y, b.scaled(old.bounds, constant, divides), scale=True)
         first, second = self.of(one), self.of(two)
-        if first.root is second.root and first.root.shape == y.shape:
-            return self.mark(self._factor(first.root, y), Mark(first.root, first.root))
+        if (root := self._same(self._common(one, two), y)) is not None:
+            return self._activated(root, y)
         if divides:
-            own = second.summed is not None and self.of(second.summed).root is first.root and b.rank(first.bounds) < 2
+            own = second.summed is not None and self._common(second.summed, one) is not None
             out = one / _fixed(two)
-            return self.mark(out, Mark(out, out, (0.0, 1.0) if own else None))
+            return self.mark(
+                out, Mark(out, (), b.Bounds(0.0, 1.0, first.bounds.gate) if own and b.rank(first.bounds) < 2 else None)
+            )
         gate = _gate(first, second, one, two)
         out = one * _fixed(two) if gate == 1 else _fixed(one) * two
         out = (out + one * _fixed(two)) / 2 if gate is None else out
-        return self.mark(out, Mark(out, out, b.times(first.bounds, second.bounds)))
+        return self.mark(out, Mark(out, (), b.times(first.bounds, second.bounds)))
 
     def _sum(self, func, name, args, kwargs, carried):
         y, marks = func(*args, **kwargs), [self.of(t) for t in carried]
@@ -235,17 +258,17 @@ class Held(TorchFunctionMode):
             bounds = b.shifted(marks[0].bounds, constant, name, minus) if plain else None
             return self._affine(carried[0], y, bounds)
         self._cancels(y, lambda: carried[0].detach().abs() + carried[1].detach().abs())
-        same = marks[0].root is marks[1].root and marks[0].root.shape == y.shape
+        root = self._same(self._common(*carried), y)
         bounds = b.added(marks[0].bounds, marks[1].bounds) if plain and "add" in name else None
-        return self.mark(y, Mark(y, marks[0].root if same else y, bounds))
+        return self.mark(y, Mark(y, self._chain(root), bounds))
 
     def _affine(self, x, y, bounds, scale=False):
         """a x + b with constants: as it stands, but passed on where x is the input itself."""
         old = self.of(x)
         if old.front and y.shape == x.shape:
-            return self.mark(self._factor(old.base, y), Mark(old.base, old.root, bounds, front=True))
+            return self.mark(self._factor(old.base, y), Mark(old.base, self._chain(x), bounds, front=True))
         base = old.base if scale and y.shape == old.base.shape else y
-        return self.mark(y, Mark(base, old.root if y.shape == old.root.shape else y, bounds))
+        return self.mark(y, Mark(base, self._chain(self._same(x, y)), bounds))
 
 
 def _gate(first: Mark, second: Mark, one: Tensor, two: Tensor) -> int | None:

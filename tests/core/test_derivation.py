@@ -50,6 +50,16 @@ def test_a_gate_is_a_fixed_number(gate):
     assert torch.allclose(shares(lambda x: head(gate(x @ B.T) * (x @ A.T))), expected)
 
 
+def test_a_product_is_an_activation_of_the_nearest_value_that_both_factors_are_made_of():
+    c = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    bent = lambda h: h * (h.relu() + 1)  # noqa: E731
+    apart = lambda x: bent((x @ B.T) * 2 + c)  # noqa: E731 (of the shifted value: the shift keeps its share)
+    layer = lambda x: bent(F.linear(x, 2 * B, c))  # noqa: E731
+    assert torch.allclose(shares(lambda x: head(apart(x))), shares(lambda x: head(layer(x))))
+    h = F.linear(X, 2 * B, c)
+    assert torch.allclose(shares(lambda x: head(layer(x))), X * ((bent(h) / h) @ (2 * B)))
+
+
 def test_two_signals_share_in_halves_and_the_smaller_factor_is_a_gate():
     a, b = X @ A.T, X @ B.T
     assert torch.allclose(shares(lambda x: head((x @ A.T) * (x @ B.T))), X * (b @ A + a @ B) / 2)
@@ -96,6 +106,8 @@ def test_what_has_no_rule_is_named_only_where_relevance_meets_it():
     met = relevance(Net(lambda _, x: head(x.exp())), X, torch.ones(1, 1))
     gate = relevance(Net(lambda _, x: head((x @ A.T) * x.exp()[:, :2].sigmoid())), X, torch.ones(1, 1))
     assert met.refused == ["exp"] and gate.refused == []
+    asked = relevance(Net(lambda _, x: head((x @ B.T).exp())), X, torch.ones(1, 1), passes=["exp"])
+    assert asked.refused == [] and torch.allclose(asked.relevance, X * (((X @ B.T).exp() / (X @ B.T)) @ B))
 
 
 def test_a_value_of_zero_that_would_have_to_be_shared_is_counted():

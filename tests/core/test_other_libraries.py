@@ -61,11 +61,6 @@ NETWORKS = {  # name: (library, how to make it, shape of one input)
     "braindecode EEGNet": (
         *("braindecode", lambda: of("braindecode.models", "EEGNet", n_chans=6, n_outputs=3, n_times=128), (6, 128)),
     ),
-    "braindecode ShallowFBCSPNet": (
-        "braindecode",
-        lambda: of("braindecode.models", "ShallowFBCSPNet", n_chans=6, n_outputs=3, n_times=200),
-        (6, 200),
-    ),
     "smp Unet": ("segmentation_models_pytorch", lambda: of("segmentation_models_pytorch", "Unet", **SMP), (3, 64, 64)),
     "smp FPN": ("segmentation_models_pytorch", lambda: of("segmentation_models_pytorch", "FPN", **SMP), (3, 64, 64)),
     "smp DeepLabV3": (
@@ -137,6 +132,24 @@ def test_the_books_balance_and_lrp_0_is_the_second_derivations(network):
         e = LRP(model, composite).explain(x, seed=seed * y)
         assert e.imbalance <= 1e-8 and torch.isfinite(e.relevance).all() and e.relevance.abs().sum() > 0
     assert state(model) == before
+
+
+def test_a_logarithm_of_power_is_refused_and_passes_on_request():
+    """braindecode's ShallowFBCSPNet: square, average, log. The error's hint gives a map, and it is the right one."""
+    pytest.importorskip("braindecode", reason="needs the package braindecode", exc_type=ImportError)
+    torch.manual_seed(0)
+    model = of("braindecode.models", "ShallowFBCSPNet", n_chans=6, n_outputs=3, n_times=200)
+    scatter(model)
+    calibrate(model, torch.randn(4, 6, 200))
+    model, x = model.double().eval(), torch.randn(1, 6, 200, dtype=torch.float64)
+    with pytest.raises(
+        UnsupportedOperation, match=r"calls log, which has no rule: pass overrides=\{'(.*)': rules.Pass"
+    ):
+        LRP(model, ZERO).explain(x)
+    passing = composites.Epsilon(1e-16, addition=ZERO.addition, overrides={"pool_nonlin_exp.log": rules.Pass()})
+    e, second = LRP(model, passing).explain(x), relevance(model, x, passes=["log"])
+    assert not second.refused and e.imbalance <= 1e-8
+    assert float((e.relevance - second.relevance).abs().max()) <= 1e-6 * float(second.relevance.abs().max())
 
 
 @pytest.mark.parametrize("name", ["mvit_v1_b", "swin3d_t"])
