@@ -227,8 +227,10 @@ def rendered() -> dict[Path, str]:
         texts[e.path] = json.dumps(book, indent=1, ensure_ascii=False) + "\n"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tables = {"notebooks": overview(entries), "scorecard": verdicts()}
-    for name, new in (tables | {"coverage": coverage(), "benchmark": benchmark()}).items():
-        readme = put(readme, name, new, "README.md")
+    tables |= {"coverage": coverage(), "benchmark": benchmark()}
+    for name, new in tables.items():
+        if new or name != "coverage":  # without a table of this build, README keeps the last one
+            readme = put(readme, name, new, "README.md")
     return texts | {ROOT / "README.md": readme}
 
 
