@@ -135,8 +135,6 @@ class Graph:
         for node in nodes:
             for source in node.sources:
                 readers[source].append(node)
-        for node, inside in _inside(nodes, readers).items():
-            node.head = node.kind == v.DENSE and not inside
         self.first = set().union(*(_nearest(node, readers) for node in self.inputs if node.carries))
         self.last = self.feeding(output)
         self._skips: dict[Node, list[bool]] = {}
@@ -170,37 +168,6 @@ def _nearest(start: Node, step: Mapping[Node, Iterable[Node]]) -> set[Node]:
     """The convolutions and dense layers reached from `start` without passing through another."""
     reached = reachable(start, lambda node: () if node.kind in v.WEIGHTED else step[node])
     return {node for node in reached if node.kind in v.WEIGHTED}
-
-
-def _inside(nodes: list[Node], readers: Mapping[Node, list[Node]]) -> dict[Node, bool]:
-    """Which nodes work at many places: between them and the output stands a convolution, or what moves or joins places
-    (a view, a pool, a mean) with a layer with weights behind it."""
-    inside, later = {}, {}
-    for node in reversed(nodes):
-        after = readers[node]
-        later[node] = any(r.kind in v.WEIGHTED or later[r] for r in after)
-        inside[node] = any(inside[r] or r.kind == v.CONVOLUTION or (later[r] and _moves(r, readers)) for r in after)
-    return inside
-
-
-def _moves(node: Node, readers: Mapping[Node, list[Node]]) -> bool:
-    """Does this node move places, or join them, as no MLP does?"""
-    source = node.inputs[0]
-    if source.op == "stack" or node.op in v.JOINS | v.UNRULED:  # what `stack` has put apart
-        return False
-    if _is_maxout(node, source) or any(_is_maxout(r, node) for r in readers[node]):
-        return False
-    if node.kind in (v.REARRANGE, v.PIECES):
-        index = node.args[1] if node.op == "getitem" and len(node.args) > 1 else None
-        chosen = index if isinstance(index, tuple) else (index,)
-        return node.op not in v.STAYING or any(isinstance(i, int | Node) for i in chosen)
-    return node.kind not in (*v.WEIGHTED, v.BATCHNORM, v.ADD, v.PRODUCT, v.SCALE, v.ACTIVATION, v.NORM)
-
-
-def _is_maxout(node: Node, source: Node) -> bool:
-    """Is this the largest along one axis that a view has made?"""
-    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    return node.kind == v.MAXIMUM and isinstance(axis, int) and source.op in ("view", "reshape", "unflatten")
 
 
 def ancestors(node: Node) -> set[Node]:

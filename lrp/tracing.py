@@ -17,6 +17,7 @@ from . import kinds as v
 from .errors import CaptureError, NeedsExample
 from .folding import fold
 from .graph import Graph
+from .heads import mark_heads
 from .recording import Recorder
 from .translation import Traced, Translation, place
 
@@ -39,7 +40,7 @@ def capture(model: nn.Module, fold_batchnorm: bool = True, example: Tensor | tup
         trace = _record(model, example if isinstance(example, tuple) else (example,))
     graph = Translation(model, trace).graph()
     graph.recorded = example is not None
-    return fold(graph, fold_batchnorm)
+    return mark_heads(fold(graph, fold_batchnorm))
 
 
 def required(model: nn.Module) -> list[str]:

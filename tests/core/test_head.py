@@ -74,6 +74,10 @@ NETWORKS = {
         lambda m, x: m.b(m.c(m.a(x).transpose(1, 2)).amax(2)), dense("a", "b", c=nn.Conv1d(8, 8, 3)), SERIES, "b",
     ),
     "mean at the end": (lambda m, x: m.b(F.relu(m.a(x))).mean(1), dense("a", "b"), SERIES, "a b"),
+    "tokens mixed from the left": (lambda m, x: m.b(F.relu(m.a.weight[:5, :5] @ x)), dense("a", "b"), SERIES, "b"),
+    "features from the left": (
+        lambda m, x: m.b((m.a.weight @ x.mT).relu().transpose(1, 2)), dense("a", "b"), SERIES, "b matmul",
+    ),
     "recurrent": (recurrent, dense("a", "b", "c"), SERIES, "a b c"),
     "mixer": (
         mixer,
