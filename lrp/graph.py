@@ -61,6 +61,7 @@ class Node:
     constants: tuple = ()  # what it adds besides its inputs: (sign, value or Node)
     gate: int | None = None  # which factor of a product is the gate, where the graph tells
     own: bool = False  # does it call a function of the user's, whatever its name?
+    root: "Node | None" = None  # of a sum with constants in its summands: the one value that these are functions of
     place: str = ""  # file and line of the call in the network's code
     shape: torch.Size | None = None  # of its value, where an example was recorded
     front: bool = False  # an affine map of the network's input itself

@@ -107,15 +107,17 @@ def _meet(node: Node) -> None:
     if len(node.inputs) > 1 or asked or _clips(node):
         lines = [list(_line(n)) for n in (*node.inputs, *asked)]
         common = next((n for n in lines[0] if all(n in line for line in lines)), None)
-        if common is not None:
+        if common is not None and node.kind == v.ADD and any(_shifts(line, common) for line in lines):
+            node.root = common
+        elif common is not None:
             _express(node, common)
 
 
 def _line(node: Node) -> Iterator[Node]:
     """The node and those below it of which it is an elementwise function, in order."""
     yield node
-    while len(node.inputs) == 1 and _elementwise(node):
-        (node,) = node.inputs
+    while node.root or (len(node.inputs) == 1 and _elementwise(node)):
+        node = node.root or node.inputs[0]
         yield node
 
 
@@ -144,11 +146,28 @@ def _clips(node: Node) -> bool:
     return node.kind == v.MAXIMUM and bool(given) and all(KNOWN.get(n.op) == 0 for n in given)
 
 
+def _shifts(line: list[Node], source: Node) -> bool:
+    """Does a summand end in an affine map that adds constants? They are a bias, and no part of an activation."""
+    summand = takewhile(lambda n: n is not source, line)
+    ends = takewhile(lambda n: n.kind in (v.SCALE, v.ADD, v.BATCHNORM) or n.op in v.LINEAR_NAMES, summand)
+    return any(n.kind == v.BATCHNORM or n.constants or n.root for n in ends)
+
+
+def _between(node: Node, source: Node) -> list[Node]:
+    """What stands between the two, in order."""
+    found, todo = {}, list(reversed(node.inputs))
+    while todo:
+        below = [n for n in todo[-1].inputs if n is not source and n not in found]
+        if todo[-1] is source or todo[-1] in found or not below:
+            found[todo.pop()] = None
+        else:
+            todo += below
+    return [n for n in found if n is not source]
+
+
 def _express(node: Node, source: Node) -> None:
     """Make the node an activation of `source`, which computes all that lies between them by itself."""
-    between = {}
-    for below in node.inputs:
-        between |= dict.fromkeys(reversed(list(takewhile(lambda n: n is not source, _line(below)))))
+    between = _between(node, source)
     parts = [(part, replace(part)) for part in (*between, node)]
     read = dict.fromkeys(n for part, _ in parts for n in references((part.args, part.kwargs)) if n not in between)
     node.parts = tuple(copy for _, copy in parts)

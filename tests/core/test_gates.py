@@ -168,6 +168,35 @@ class Shift(nn.Module):
         return x + self.by
 
 
+def test_affine_maps_of_one_value_that_meet_keep_their_bias():
+    """x + (a x + b) is no activation: b is a bias, whichever way it is written; without b, the factor passes."""
+    b = torch.arange(4.0)
+    calls = [(lambda h: h + (0.5 * h + b), True), (lambda h: h.relu() - (h - b), True), (lambda h: h - 0.25 * h, False)]
+    for call, bias in calls:
+        model = sound(Net(lambda m, x, call=call: m.c(call(m.a(x))), a=nn.Linear(4, 4), c=nn.Linear(4, 2)))
+        x = pictures(3, 4)
+        leaf = x.clone().requires_grad_()
+        gradient = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)[0]
+        R = LRP(model, composites.Epsilon(1e-12, addition=rules.Epsilon(1e-12))).attribute(x, 1)
+        assert same(R, gradient * x, 1e-6)
+        assert capture(model).output.inputs[0].kind == ("add" if bias else "activation")
+
+
+def test_such_a_sum_may_be_part_of_an_activation():
+    """x (x + tanh(x) + 1), in any order of the sum."""
+    maps = []
+    for call in (
+        lambda h: h * (h + h.tanh() + 1),
+        lambda h: (1 + h.tanh() + h) * h,
+        lambda h: h * ((1 + h) + h.tanh()),
+    ):
+        torch.manual_seed(0)
+        model = sound(Net(lambda m, x, call=call: m.c(call(m.a(x))), a=nn.Linear(4, 4), c=nn.Linear(4, 2)))
+        maps.append(LRP(model).attribute(pictures(3, 4), 1))
+        assert capture(model).output.inputs[0].kind == "activation"
+    assert same(maps[1], maps[0]) and same(maps[2], maps[0])
+
+
 def test_functions_without_a_rule_are_refused_unless_part_of_an_activation():
     for call in (torch.exp, torch.sin, torch.log, lambda x: x**-1.0, lambda x: 1 / x, lambda x: 2**x):
         with pytest.raises(UnsupportedOperation, match="has no rule"):
