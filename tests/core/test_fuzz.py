@@ -8,6 +8,7 @@ import warnings
 import fuzz
 import pytest
 import torch
+from fuzz_ops import KINDS
 
 from lrp.graph import Graph
 from lrp.steps import Through
@@ -30,8 +31,8 @@ def holds(seeds):
         failures, counts = fuzz.run(seeds)
     assert not failures, "\n" + "\n".join(failures)
     refusals = {name: n for name, n in counts.items() if name.startswith("refused:")}
-    assert counts["refused"] <= 0.06 * counts["networks"] + 2, refusals
-    assert counts["warned"] <= 0.04 * counts["networks"] + 2
+    assert counts["refused"] <= 0.02 * counts["networks"] + 2, refusals
+    assert counts["warned"] <= 0.02 * counts["networks"] + 2
     assert counts["derivation"] >= 0.7 * counts["networks"] and counts["gradient x input"] >= 0.2 * counts["networks"]
 
 
@@ -44,7 +45,7 @@ def test_a_recipe_is_drawn_again_from_its_seed():
 
 def test_every_kind_is_drawn():
     drawn = {draw.kind for seed in range(300) for draw in fuzz.recipe(seed).draws}
-    assert drawn == fuzz.KINDS.keys()
+    assert drawn == KINDS.keys()
 
 
 def test_a_wrong_map_is_found_and_made_small(monkeypatch):
