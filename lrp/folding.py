@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import kinds as v
 from .affine import constants, holed, is_affine, is_scale
@@ -169,8 +169,8 @@ class _Target:
         self.behind: int | None = None  # axes behind that of the channels; None: there is no such axis
         self.channels = 0
         if layer.kind == v.CONVOLUTION:
-            self.behind = int(layer.op.removesuffix("d")[-1])
-        elif layer.op == "linear":
+            self.behind = int(layer.op.removesuffix("d")[-1]) if layer.module is None else layer.module.weight.dim() - 2
+        elif layer.op == "linear" or isinstance(layer.module, nn.Linear):
             self.behind = 0
         elif layer.op in ("matmul", "mm") and operands(layer)[0][0] is layer.inputs[0]:
             weight = known(operands(layer)[0][1])
