@@ -96,7 +96,7 @@ def same_map(model: nn.Module, x: Tensor) -> dict[str, object]:
 def reason(error: LRPError) -> str:
     """Why a network is refused, in a word or two: the operation without a rule, or what the capture met."""
     text = str(error)
-    called = sorted(set(re.findall(r"calls (\w+)", text)))
+    called = sorted({one or other for one, other in re.findall(r"calls (\w+)|\((\w+)\) gives several", text)})
     if called:
         return "no rule for " + ", ".join(called)
     if "first axis is not the batch" in text:

@@ -116,6 +116,7 @@ def test_a_wrong_map_and_a_raw_error_are_told_from_a_refusal(monkeypatch):
 def test_reasons_of_refusal_are_short():
     two = UnsupportedOperation("node `a` calls fold, node `b` calls sort, which")
     assert coverage.reason(two) == "no rule for fold, sort"
+    assert coverage.reason(UnsupportedOperation("* `a`: lstm (lstm) gives several tensors")) == "no rule for lstm"
     assert coverage.reason(CaptureError("Net could not be traced in module `a`: b")) == "cannot be traced"
     assert coverage.reason(CaptureError("the captured graph does not")) == "the graph does not reproduce it"
     assert coverage.reason(InputError("the input must")) == "InputError"
