@@ -57,7 +57,7 @@ LINEAR = _words(
     "broadcast_tensors split_with_sizes"
 )
 CLAMPS = _words("clamp clamp_min clamp_max clip")
-OF_TWO = CLAMPS | _words("maximum minimum fmax fmin max min")
+OF_TWO = CLAMPS | CHOICES | _words("maximum minimum fmax fmin max min")
 KNOWN = CLAMPS | SHAPES | POOLS | MAXIMA | PIECES | LINEAR
 SAVES = POOLS | MAXIMA | ELEMENTWISE | {"softmax", "topk", "sort"}
 KEEPS_BOUNDS = SHAPES | POOLS | MAXIMA | PIECES

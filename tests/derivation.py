@@ -193,7 +193,7 @@ class Held(TorchFunctionMode):
             above = self._chain(carried[0]) if name in b.COPIES else ()
             return self.mark(y, Mark(base if base.shape == y.shape else y, above, old.bounds, old.front))
         bounds = b.joined([self.of(t).bounds for t in carried]) if name in b.KEEPS_BOUNDS else None
-        one_by_one = len(carried) == 1 and name in b.OF_TWO  # the larger of a value and a constant
+        one_by_one = len(carried) == 1 and name in b.OF_TWO  # the larger of a value and a constant, or a mask
         for part in _carried(y, {}):
             above = self._chain(self._same(carried[0], part)) if one_by_one else ()
             self.mark(part, Mark(part, above, bounds, summed=carried[0] if name == "sum" else None))

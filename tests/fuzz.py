@@ -8,7 +8,7 @@ by leaving draws out. For each, several composites explain it, and each explanat
 
 Left out, by name: values beyond 1e+-100, whose squares leave float64 (the rms that scales epsilon); affine functions
 of the input itself, (x - mean) / std, whose meaning is a convention that other tests hold; f(x) + relu(-f(x)), a sum
-that is rounding where it should be zero, which rules that ask for signs amplify; and, of the comparison alone,
+that is rounding where it should be one number, which signs and maxima amplify; and, of the comparison alone,
 x + (x - c) (`fuzz_networks.shifted_onto_itself`).
 """
 

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 AFFINE = {"batchnorm", "shift"}
 MOVES = set("scale view cut identity pad add spread_add join pieces chosen flatten_all resize".split())
-ONE_VALUE = {"shift", "scale", "chosen", "activation", "relu", "identity", "by_hand"}  # functions of one value
+ONE_VALUE = {
+    "shift",
+    "batchnorm",
+    "scale",
+    "chosen",
+    "activation",
+    "relu",
+    "identity",
+    "by_hand",
+}  # functions of one value
 MEETINGS = {"add", "larger", "product"}  # of two, perhaps of one value
 
 
@@ -154,6 +163,6 @@ def shifted_onto_itself(network: Recipe) -> bool:
         lines = [line(k) for k in draw.reads]
         if draw.kind in ("add", "larger") and (k := met(*lines)) is not None:
             way = [n for found in lines for n in found[: found.index(k)]]
-            if any(network.draws[n - 1].kind in ("shift", "chosen") for n in way):
+            if any(network.draws[n - 1].kind in ("shift", "batchnorm", "chosen") for n in way):
                 return True
     return False

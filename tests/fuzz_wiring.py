@@ -223,10 +223,10 @@ def chosen(rng, x):
 
 @kind()
 def twice(rng, x):
-    """One module at two places. (With a bias: f(x) + relu(f(-x)) must not cancel to rounding.)"""
+    """One module at two places. (Halved: f(x) + relu(f(-x)) would cancel, to rounding.)"""
     layer = nn.Linear(x.shape[-1], x.shape[-1])
     forms = {
-        "f(f(x))": lambda m, x: m.f(m.act(m.f(x))), "f(x) + f(-x)": lambda m, x: m.f(x) + m.act(m.f(-x)),
+        "f(f(x))": lambda m, x: m.f(m.act(m.f(x))), "f(x) + f(-x) / 2": lambda m, x: m.f(x) + m.act(m.f(-x)) / 2,
         "x + f(x)": lambda m, x: x + m.act(m.f(x)),
     }  # fmt: skip
     label = rng.choice(sorted(forms))
