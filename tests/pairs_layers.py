@@ -27,12 +27,12 @@ products(
     matrix_on_the_right=lambda m, h: h @ m.l.weight.T + m.l.bias,
     matrix_multiplied=lambda m, h: torch.mm(h, m.l.weight.t()).add(m.l.bias),
     product_of_three=lambda m, h: torch.addmm(m.l.bias, h, m.l.weight.T),
-    batched_product_of_three=lambda m, h: torch.baddbmm(m.l.bias, h[:, None], _many(m.l.weight.T, h))[:, 0],
+    batched_product_of_three=lambda m, h: torch.baddbmm(m.l.bias, h[:, None], _many(m.l.weight.T, h)).squeeze(1),
     einstein=lambda m, h: torch.einsum("nk,ck->nc", h, m.l.weight) + m.l.bias,
     einstein_turned=lambda m, h: torch.einsum("ck,nk->nc", m.l.weight, h) + m.l.bias,
     tensordot=lambda m, h: torch.tensordot(h, m.l.weight, dims=([1], [1])) + m.l.bias,
     inner=lambda m, h: torch.inner(h, m.l.weight) + m.l.bias[None],
-    matrix_on_the_left=lambda m, h: (m.l.weight @ h[..., None] + m.l.bias[:, None])[..., 0],
+    matrix_on_the_left=lambda m, h: (m.l.weight @ h[..., None] + m.l.bias[:, None]).squeeze(-1),
     functional_dense=lambda m, h: F.linear(h, m.l.weight, m.l.bias),
     bias_of_a_dense_layer=lambda m, h: F.linear(h, m.l.weight) + m.l.bias,
 )
@@ -42,9 +42,14 @@ products(
     matrix_on_the_right_of_sequences=lambda m, h: h @ m.l.weight.T + m.l.bias,
     matrices_on_the_right=lambda m, h: h @ m.l.weight.T[None] + m.l.bias,
     matrices_by_bmm=lambda m, h: torch.bmm(h, _many(m.l.weight.T, h)) + m.l.bias,
-    matrix_on_the_left_of_sequences=lambda m, h: (m.l.weight @ h.transpose(1, 2) + m.l.bias[:, None]).transpose(1, 2),
     einstein_of_sequences=lambda m, h: torch.einsum("nlk,ck->nlc", h, m.l.weight) + m.l.bias,
     bias_of_sequences=lambda m, h: F.linear(h, m.l.weight) + m.l.bias.view(1, 1, -1),
+)
+DENSE = ("plus", "plus flat", "gamma box", "a2b1", "a2b1 flat", "unfolded")  # these give dense layers their own rule
+products(
+    (7, 5),
+    {"apart": dict.fromkeys(DENSE, "behind it a transposition moves places, as in a mixer")},
+    matrix_on_the_left_of_sequences=lambda m, h: (m.l.weight @ h.transpose(1, 2) + m.l.bias[:, None]).transpose(1, 2),
 )
 products(
     (5,),
