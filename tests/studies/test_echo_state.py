@@ -127,7 +127,7 @@ def test_what_it_refuses():
     with pytest.raises(LRPError, match="call fit"):
         net(images)
     with pytest.raises(LRPError, match="call fit"):
-        LRP(net.eval())
+        LRP(net.eval()).attribute(images)
     with pytest.raises(LRPError, match="W_out is not fitted"):
         EchoStateNetwork(7, 10, steps=9).double()(images)
     for bad, match in (
