@@ -161,10 +161,8 @@ def run(model: nn.Module, *xs: Tensor) -> Tensor:
 
 def failed(node, error: Exception) -> LRPError:
     """The error for a node whose computation failed."""
-    where = f" (at {node.place})" if getattr(node, "place", "") else ""
     return CaptureError(
-        f"node `{node.name}`{where} calls {node.op} and cannot be computed as it was captured: {type(error).__name__}: "
-        f"{error}"
+        f"node {node.called} calls {node.op} and cannot be computed as it was captured: {type(error).__name__}: {error}"
     )
 
 

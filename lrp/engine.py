@@ -40,13 +40,14 @@ class LRP:
     the model and in its forward, since shares in half precision do not add up.
 
     Args:
-        model: maps one tensor (N, ...) to an output (N, K); in eval mode. Of a model in a wrapper (DataParallel,
-            DistributedDataParallel, AveragedModel, torch.compile's), the model inside is explained.
+        model: maps a tensor (N, ...), or several, to an output (N, K); in eval mode. Of a model in a wrapper
+            (DataParallel, DistributedDataParallel, AveragedModel, torch.compile's), the model inside is explained.
         composite: which rule where (default `composites.EpsilonPlus()`).
         plan: the plan of another explainer of the same model, instead of a composite; saves the capture.
 
-    Raises CaptureError if the model cannot be traced, UnsupportedOperation if relevance would reach an operation
-    without a rule, InputError for a model in training mode or with weights that are not finite.
+    Raises UnsupportedOperation if relevance would reach an operation without a rule, InputError for a model in training
+    mode. A model that asks for shapes, or takes several inputs, is traced at its first input: `explain` then raises
+    these, and CaptureError where no graph can be made, or InputError for weights that are not finite.
 
     >>> explainer = LRP(nn.Sequential(nn.Linear(2, 2, bias=False)).eval(), EpsilonPlus())
     >>> explainer.attribute(torch.ones(1, 2), target=0).shape
@@ -64,6 +65,8 @@ class LRP:
             raise LRPError(f"{plan!r} is no plan: take that of another explainer, as in LRP(model, plan=first.plan)")
         if plan and plan.composite is not self.composite:
             raise LRPError("this plan has a composite of its own: leave the argument `composite` out")
+        if plan and plan.home is None:
+            raise LRPError("this plan belongs to no explainer: take that of one, as in LRP(model, plan=first.plan)")
         model = checks.inner(model)
         checks.capturable(model)
         checks.mode(model)
@@ -101,7 +104,7 @@ class LRP:
     @torch.no_grad()
     def explain(
         self,
-        x: Tensor,
+        x: Tensor | tuple[Tensor, ...],
         target: Target | Sequence[Target] = None,
         seed: Seed | Tensor | None = None,
         layers: Sequence[str] = (),

@@ -13,8 +13,8 @@ from .graph import SOME, Bound, Node, references
 
 ANY, POSITIVE, UNIT, SIGNED = (-inf, inf), (0.0, inf), (0.0, 1.0), (-1.0, 1.0)
 RANGES = {  # of functions, whatever their argument
-    **dict.fromkeys("sigmoid hardsigmoid softmax softmin softmax2d gumbel_softmax".split(), UNIT),
-    **dict.fromkeys("tanh softsign erf sin cos sign sgn normalize cosine_similarity".split(), SIGNED),
+    **dict.fromkeys([*v.GATES, "softmin", "softmax2d", "gumbel_softmax"], UNIT),
+    **dict.fromkeys("tanh softsign erf special_erf sin cos sign sgn normalize cosine_similarity".split(), SIGNED),
     **dict.fromkeys("exp exp2 softplus sqrt rsqrt norm vector_norm".split(), POSITIVE),
     **dict.fromkeys(("atan", "arctan"), (-pi / 2, pi / 2)),
     "erfc": (0.0, 2.0),
@@ -171,10 +171,10 @@ def _function(node: Node, below: list) -> tuple[float, float]:
         return (0.0 if low <= 0 <= high else size[0] ** power), size[1] ** power
     if op == "pow":
         return _power(low, high, node.args[1] if len(node.args) > 1 else node.kwargs.get("exponent"))
-    if op == "neg":
+    if op in v.NEGATIONS:
         return -high, -low
     least, most = RANGES.get(op, ANY)
-    return (max(least, 0.0), most) if op in ("tanh", "softsign", "erf") and low >= 0 else (least, most)
+    return (max(least, 0.0), most) if op in ("tanh", "softsign", "erf", "special_erf") and low >= 0 else (least, most)
 
 
 def _limits(node: Node) -> tuple[float, float]:

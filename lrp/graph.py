@@ -71,6 +71,11 @@ class Node:
         return f"Node({self.name!r}, {self.kind})"
 
     @property
+    def called(self) -> str:
+        """What errors call it: its name, and the line of the network's code."""
+        return f"`{self.name}`" + (f" (at {self.place})" if self.place else "")
+
+    @property
     def carries(self) -> bool:
         """Does relevance flow through this node?"""
         return self.kind != v.CONSTANT
@@ -132,11 +137,11 @@ class Graph:
         self.reads = {node: node.reads for node in nodes}
         counts = Counter(source for sources in self.reads.values() for source in sources)
         self.users = {node: counts[node] for node in nodes}  # how many nodes read each one's value
-        readers = {node: [] for node in nodes}
+        self.readers = {node: [] for node in nodes}  # the nodes that hand relevance to each one
         for node in nodes:
             for source in node.sources:
-                readers[source].append(node)
-        self.first = set().union(*(_nearest(node, readers) for node in self.inputs if node.carries))
+                self.readers[source].append(node)
+        self.first = set().union(*(_nearest(node, self.readers) for node in self.inputs if node.carries))
         self.last = self.feeding(output)
         self._skips: dict[Node, list[bool]] = {}
 

@@ -22,13 +22,9 @@ MADE = {"view", "reshape", "unflatten"}
 
 def mark_heads(graph: Graph) -> Graph:
     """The graph with `Node.head` set."""
-    readers = {node: [] for node in graph.nodes}
-    for node in graph.nodes:
-        for source in node.sources:
-            readers[source].append(node)
     ahead: dict[Node, set[int]] = {}
     for node in reversed(graph.nodes):
-        ahead[node] = set().union(*(_through(r, ahead[r], readers) for r in readers[node]))
+        ahead[node] = set().union(*(_through(r, ahead[r], graph.readers) for r in graph.readers[node]))
         node.head = node.kind == v.DENSE and ahead[node] <= {_axis(node)}
     return graph
 

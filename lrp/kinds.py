@@ -95,7 +95,7 @@ _STAYING += (
 )
 STAYING = PADS | set(_STAYING.split())  # of what rearranges: these leave features features, and places places
 RESAMPLING, SMOOTH = {"interpolate", "upsample"}, set("nearest nearest-exact linear bilinear trilinear area".split())
-GATES = {"sigmoid", "special_expit", "hardsigmoid", "softmax"}  # a factor made by one of these is the gate of a product
+GATES = set("sigmoid special_expit hardsigmoid softmax special_softmax".split())  # what they make is a product's gate
 SOFTMAXES = {"softmax", "log_softmax", "softmin", "logsoftmax", "softmax2d", "gumbel_softmax"}
 SOFTMAXES |= {"special_softmax", "special_log_softmax"}
 SIGMOIDS = set("sigmoid hardsigmoid logsigmoid log_sigmoid special_expit".split())  # probabilities, or their logs

@@ -44,9 +44,6 @@ class Size(int):
     node: fx.Node
     recorder: Recorder
 
-    def __bool__(self):
-        return int(self) != 0
-
 
 def _arithmetic(name: str) -> None:
     plain, call = getattr(int, f"__{name}__"), getattr(operator, name)
@@ -217,8 +214,8 @@ class Recorder(TorchFunctionMode):
                 self.nodes[value] = node = self._node("get_attr", self.kept[id(value)], (), {})
                 return node
             return value.detach().clone()
-        if isinstance(value, Size):
-            return value.node
+        if isinstance(value, Size):  # a network may have stored one from an earlier record
+            return value.node if value.recorder is self else int(value)
         if isinstance(value, (tuple, list)):
             items = [self._written(item) for item in value]
             return items if isinstance(value, list) else tuple(items)

@@ -8,16 +8,12 @@ from .graph import Node
 def no_rule(*nodes: Node) -> UnsupportedOperation:
     """The error for relevance that would reach nodes without a rule: each with its place, and the way out."""
     if len(nodes) == 1:
-        return UnsupportedOperation(f"node {called(nodes[0])} {_way_out(nodes[0])}")
+        return UnsupportedOperation(f"node {nodes[0].called} {_way_out(nodes[0])}")
     kinds = {}
     for node in nodes:
         kinds.setdefault(node.op, []).append(node)
-    rows = [f"* {', '.join(map(called, same))}: {same[0].op} {_way_out(same[0])}" for same in kinds.values()]
+    rows = [f"* {', '.join(node.called for node in same)}: {same[0].op} {_way_out(same[0])}" for same in kinds.values()]
     return UnsupportedOperation("\n".join([f"relevance would reach {len(nodes)} nodes without a rule:", *rows]))
-
-
-def called(node: Node) -> str:
-    return f"`{node.name}`" + (f" (at {node.place})" if node.place else "")
 
 
 def _way_out(node: Node) -> str:
@@ -38,6 +34,6 @@ def _way_out(node: Node) -> str:
 def no_single_value(node: Node, value) -> UnsupportedOperation:
     """The error for a node under a rule that gives several tensors."""
     return UnsupportedOperation(
-        f"node {called(node)} ({node.op}) gives a {type(value).__name__} of several tensors, which no rule shares: "
+        f"node {node.called} ({node.op}) gives a {type(value).__name__} of several tensors, which no rule shares: "
         "relevance must not come back to it; begin at a later node, by start="
     )

@@ -86,7 +86,7 @@ def _factors(node: Node) -> None:
 
 def _larger(node: Node) -> None:
     """Of two tensors the larger, or the chosen one, gets everything; what a constant wins, it keeps."""
-    limits = [n for n in references((node.args[1:], node.kwargs))]
+    limits = references((node.args[1:], node.kwargs))
     if node.op == "pow":
         exponent = node.args[1] if len(node.args) > 1 else node.kwargs.get("exponent")
         vanishes = not isinstance(exponent, int | float) or exponent > 0  # at 0, as an activation does
@@ -224,9 +224,9 @@ def _piece(node: Node) -> None:
     if node.op == "getattr":
         index = v.FIELDS[index]
     kinds = v.SEVERAL.get(pieces.op, ())
-    node.op = node.op if kinds else pieces.op
     node.kind = v.PIECES if isinstance(index, slice) else kinds[index] if kinds else v.REARRANGE
-    node.op = pieces.op if kinds and node.kind == v.REARRANGE else node.op  # sort and topk choose, they are no views
+    if not kinds or node.kind == v.REARRANGE:  # a piece of chunk is a view, one of sort or topk is chosen
+        node.op = pieces.op
     node.call = lambda *args, **kwargs: pieces.call(*args, **kwargs)[index]
     node.args, node.kwargs, node.inputs = pieces.args, pieces.kwargs, pieces.inputs
 

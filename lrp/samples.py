@@ -18,14 +18,7 @@ from .graph import Node
 
 MOVERS = (v.REARRANGE, v.PIECES, v.AVERAGE, v.MAXIMUM)
 ELEMENTWISE = (v.ADD, v.PRODUCT, v.ACTIVATION, v.SCALE)  # axes are counted from the right, as torch broadcasts them
-IN_PLACE = (
-    "pool",
-    "pad",
-    "fold",
-    "interpolate",
-    "upsample",
-    "pixel",
-)  # words in names of what leaves the first axis alone
+IN_PLACE = "pool pad fold interpolate upsample pixel".split()  # words in names of what leaves the first axis alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +53,7 @@ class Mixed(Samples):
 
     def __init__(self, node: Node, shape: torch.Size):
         super().__init__(0)
-        where = f" (at {node.place})" if node.place else ""
-        error = (
-            f"node `{node.name}`{where} gives {tuple(shape)}, in which the samples of the batch cannot be told apart"
-        )
+        error = f"node {node.called} gives {tuple(shape)}, in which the samples of the batch cannot be told apart"
         object.__setattr__(self, "error", f"{error}: keep samples along one axis, mixed with nothing else")
 
     def rows(self, z, lead=0):

@@ -149,9 +149,7 @@ class Translation:
         same = self.aliases.get(changed, set()) | {changed}
         others = (n for n, home in self.memory.items() if home is self.memory[fx_node] and n not in same | {fx_node})
         if any(self.order[user] > self.order[fx_node] for other in others for user in other.users):
-            raise NeedsExample(
-                f"node `{node.name}`{f' (at {node.place})' if node.place else ''} changes a view in place"
-            )
+            raise NeedsExample(f"node {node.called} changes a view in place")
 
     def _name(self, base: str) -> str:
         self.counts[base] = self.counts.get(base, 0) + 1

@@ -145,6 +145,8 @@ def test_a_plan_is_shared_by_explainers_of_its_model_and_refused_to_others():
         second.attribute(x, 1)
     with pytest.raises(LRPError, match="has a composite of its own"):
         LRP(model, composites.Epsilon(), plan=first.plan)
+    with pytest.raises(LRPError, match="belongs to no explainer"):
+        LRP(model, plan=plan.Plan(capture(model), composites.Epsilon()))
     with pytest.raises(LRPError, match="'x' is no plan"):
         LRP(model, plan="x")
 

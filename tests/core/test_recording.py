@@ -1,6 +1,7 @@
 """Networks that ask for sizes and types, that move samples off the first axis, or take several inputs."""
 
 import math
+from functools import lru_cache
 
 import pytest
 import torch
@@ -220,6 +221,20 @@ def test_all_nodes_without_a_rule_are_named_at_once_with_their_places():
     text = str(raised.value)
     assert "would reach 3 nodes" in text and "`exp` (at test_recording.py:" in text and "`exp#2`" in text
     assert "cumprod" in text
+
+
+def test_a_size_that_the_network_has_stored_is_a_number_in_the_next_record():
+    @lru_cache
+    def rows(height):
+        return height - 2
+
+    def call(m, x):
+        n, c, h, _ = x.shape
+        return m.head(F.relu(m.c(x)).reshape(n, 4, rows(h), -1).mean(3).flatten(1)) if c == 3 else x
+
+    model = net(call, head=28)
+    for x in (X, torch.randn(3, 3, 9, 12).double(), X):
+        assert torch.allclose(LRP(model, LRP0).attribute(x, 1), gradient_x_input(model, x), atol=1e-9)
 
 
 def test_a_recorded_model_stays_as_it_was():
