@@ -29,6 +29,8 @@ from .graph import Node
 
 LISTED = (v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE)  # where "any", "first" and functions are asked
 CONDITIONS = ("any", "first", "linear", *LISTED, v.MAXIMUM)
+NAMED = {"addition": v.ADD, "lrn": v.LRN, "norm": v.NORM, "matmul": v.MATMUL, "softmax": v.SOFTMAX}
+UNSAID = (None, r.SignalTakesAll())  # of the defaults, what is not printed
 GLOBBED = (*LISTED, v.LRN, v.UNKNOWN)  # what a glob in `overrides` reaches
 
 
@@ -45,6 +47,11 @@ class Composite:
         addition: the rule at sums; `rules.Ratio()` by magnitude, `rules.Flat()` in equal parts,
             `rules.Epsilon()` signed, `rules.ZPlus()` among positive summands.
         lrn: the rule at local response normalisation; `rules.Pass()` treats it as the identity.
+        norm: the rule at LayerNorm and its kind; `rules.Pass()` treats it as the identity, `rules.Epsilon()` as a
+            linear map with a constant deviation, of which mean and bias are parts.
+        matmul: the rule at products of two matrices that both depend on the input, as in attention;
+            `rules.SignalTakesAll()` counts what a softmax made as constant, `rules.Uniform()` gives halves.
+        softmax: the rule where relevance gets to a softmax, `rules.Taylor()`; by default that is an error.
         bias: "absorb" (the bias keeps its part) or "exclude" (the inputs get everything).
         overrides: {module name or glob: rule}, before everything else; the first match holds. A glob such as
             "layer4.*" means layers with weights, averages, LRN and unknown operations; name a sum in full to
@@ -63,6 +70,9 @@ class Composite:
         *,
         addition: r.Rule | None = None,
         lrn: r.Rule | None = None,
+        norm: r.Rule | None = None,
+        matmul: r.Rule | None = None,
+        softmax: r.Rule | None = None,
         bias: Literal["absorb", "exclude"] = "absorb",
         overrides: Mapping[str, r.Rule] | None = None,
         fold_batchnorm: bool = True,
@@ -71,6 +81,9 @@ class Composite:
         self.rules = list(rules)
         self.addition = r.Ratio() if addition is None else addition
         self.lrn = r.Pass() if lrn is None else lrn
+        self.norm = r.Pass() if norm is None else norm
+        self.matmul = r.SignalTakesAll() if matmul is None else matmul
+        self.softmax = softmax
         self.bias, self.overrides = bias, dict(overrides or {})
         self.fold_batchnorm, self.spread = fold_batchnorm, spread
         if bias not in ("absorb", "exclude"):
@@ -78,13 +91,14 @@ class Composite:
         for condition, _ in self.rules:
             if not callable(condition) and condition not in CONDITIONS:
                 raise ValueError(f"unknown condition {condition!r}; there are {', '.join(CONDITIONS)}, or a function")
-        for rule in [rule for _, rule in self.rules] + [self.addition, self.lrn, *self.overrides.values()]:
+        own = [rule for name in NAMED if (rule := getattr(self, name)) is not None]
+        for rule in [rule for _, rule in self.rules] + own + [*self.overrides.values()]:
             if not isinstance(rule, r.Rule):
                 raise TypeError(f"{rule!r} is no rule: make one, as in rules.ZPlus()")
 
     def rule(self, node: Node, first: set[Node]) -> r.Rule | None:
         """The rule at this node; None where its kind needs none (activations, pooling, views)."""
-        rows = [*self.rules, (v.ADD, self.addition), (v.LRN, self.lrn)]
+        rows = [*self.rules, *((kind, rule) for name, kind in NAMED.items() if (rule := getattr(self, name)))]
         if front := node.front and node.kind == v.BATCHNORM:
             rows = [(condition, rule) for condition, rule in rows if condition != "any" or isinstance(rule, r.Adjoint)]
         named = (rule for pattern, rule in self.overrides.items() if self.names(pattern, node))
@@ -102,7 +116,8 @@ class Composite:
 
     def __str__(self):
         rows = [(c if isinstance(c, str) else getattr(c, "__name__", "function"), rule) for c, rule in self.rules]
-        rows = [*self.overrides.items(), *rows, ("addition", self.addition), ("lrn", self.lrn)]
+        own = [(name, getattr(self, name)) for name in NAMED]
+        rows = [*self.overrides.items(), *rows, *(row for row in own if row[1] not in UNSAID)]
         return "\n".join([repr(self), *(f"  {name:<12} {rule}" for name, rule in rows)])
 
 
@@ -213,3 +228,39 @@ class RelevanceSplitting(Composite):
         own = {"bias": "exclude", "addition": split if identical else s.BranchOnly(splitting)}
         own |= {"fold_batchnorm": not faithful, "spread": not faithful}
         super().__init__(rules, **own | options)
+
+
+class CPLRP(Composite):
+    """CP-LRP for transformers: attention weights and deviations of norms count as constants (ali2022xai).
+
+    All of the relevance of an attended value goes to the values V, none to queries and keys; GELU and the like hand it
+    through; LayerNorm is a linear map that subtracts the mean; sums are signed. `gamma` is that of convolutions, the
+    patch embedding among them, and `gamma_linear` of dense layers; with 0 they take LRP-epsilon, as in the paper.
+    Vision transformers need more than that (achtibat2024attnlrp).
+    """
+
+    def __init__(self, gamma: float = 0.25, gamma_linear: float = 0.05, epsilon: float = 1e-6, **options):
+        linear, convolution = (r.Gamma(g, epsilon) if g else r.Epsilon(epsilon) for g in (gamma_linear, gamma))
+        signed = r.Epsilon(epsilon)
+        own = {"addition": signed, "norm": signed, "matmul": r.SignalTakesAll(epsilon)}
+        super().__init__([("linear", linear), (v.CONVOLUTION, convolution), ("any", signed)], **own | options)
+
+
+class AttnLRP(CPLRP):
+    """AttnLRP for transformers: relevance goes through softmax and queries, too (achtibat2024attnlrp).
+
+    A product of two matrices is shared in halves, a softmax by its Taylor expansion, whose constant keeps a share; all
+    else is as in `CPLRP`. Deviation: LayerNorm subtracts the mean, as in the authors' program. The identity of
+    proposition 3.4, `norm=rules.Pass()`, gives relevance to values near 0 that only mean and bias made large.
+    """
+
+    def __init__(self, gamma: float = 0.25, gamma_linear: float = 0.05, epsilon: float = 1e-6, **options):
+        own = {"matmul": r.Uniform(epsilon), "softmax": r.Taylor()}
+        super().__init__(gamma, gamma_linear, epsilon, **own | options)
+
+
+class LXTViT(CPLRP):
+    """What LXT 2.1 does to torchvision's vision transformers: CP-LRP inside the attention, AttnLRP outside.
+
+    Outside the attention the two agree here, so this is `CPLRP` under the name that its users look for.
+    """

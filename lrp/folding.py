@@ -8,6 +8,7 @@
   relevance passes: the map is that of the network without them, at the normalised input (`Node.front`), and bounds of
   pixels are in units of that. A row ("batchnorm", rule) of a composite still holds, and an override by name.
 * A pad with a constant belongs to the convolutions that read it: see `lrp.padding`.
+* What is added to the scores of a softmax, and what scales them, belongs to the softmax.
 
 Without `norms`, affine maps that scale stay nodes of their own; a bias kept apart is folded all the same.
 """
@@ -54,7 +55,11 @@ def fold(graph: Graph, norms: bool = True) -> Graph:
         replaced |= {piece: piece.inputs[0] for piece in chain}
         if count:
             layer.after, layer.aliases = holed(chain[:count]), (*layer.aliases, *(p.name for p in chain[:count]))
-        if rest := chain[count:]:
+        rest = chain[count:]
+        if rest and (softmax := _softmax(rest[-1], readers, alone)):
+            softmax.before, softmax.aliases = holed(rest), tuple(p.name for p in rest)
+            rest = []
+        if rest:
             heads.append(_head(rest))
             heads[-1].front = rest[0] in front
             replaced[rest[0]] = heads[-1]
@@ -115,6 +120,17 @@ def _only_shift(chain: list[Node]) -> bool:
     """Do these affine maps only add? Then they are a bias kept apart."""
     signs = [piece.signs[0] if piece.kind == v.ADD else -1.0 for piece in chain]
     return all(piece.kind == v.ADD or piece.op in v.NEGATIONS for piece in chain) and prod(signs) == 1
+
+
+def _softmax(last: Node, readers: dict[Node, list[Node]], alone: Callable[[Node], bool]) -> Node | None:
+    """The softmax whose scores these affine maps make: what they add, a mask or a position bias, belongs to it."""
+    while alone(last):
+        (last,) = readers[last]
+        if last.kind == v.SOFTMAX:
+            return last
+        if last.kind != v.ACTIVATION or last.op not in v.COPIES:
+            return None
+    return None
 
 
 def _depends(piece: Node, on: Callable[[Node], bool]) -> bool:

@@ -9,7 +9,7 @@ graph does not tell. So sigmoid(o) * tanh(c) lets tanh(c) through, and relu6(x) 
 from math import inf, pi
 
 from . import kinds as v
-from .graph import SOME, Bound, Node, references
+from .graph import SOME, Bound, Node, ancestors, references
 
 ANY, POSITIVE, UNIT, SIGNED = (-inf, inf), (0.0, inf), (0.0, 1.0), (-1.0, 1.0)
 RANGES = {  # of functions, whatever their argument
@@ -35,6 +35,16 @@ def gate(node: Node) -> int | None:
     """Which of the two factors of a product is the gate; None where the graph does not tell."""
     a, b = (_rank(factor.bound) for factor in node.inputs)
     return None if a == b else int(b < a)
+
+
+def weights(node: Node) -> int | None:
+    """Which of two matrices holds the weights of the other's rows: the one that a softmax or sigmoid made, perhaps
+    mixed since, as talking heads are; None where both did, or neither."""
+    made = [factor.bound.gate for factor in node.inputs]
+    if made[0] == made[1]:
+        softmaxes = [{n for n in ancestors(factor) if n.kind == v.SOFTMAX} for factor in node.inputs]
+        made = [bool(own - other) for own, other in (softmaxes, softmaxes[::-1])]
+    return None if made[0] == made[1] else made.index(True)
 
 
 def _rank(bound: Bound) -> int:
@@ -64,7 +74,7 @@ def _interval(node: Node) -> tuple[float, float]:
         return _product(node)
     if op in LARGER | SMALLER and node.kind != v.PIECES:
         return _winner(node, below)
-    if node.kind in (v.ACTIVATION, v.UNKNOWN, v.NORM):
+    if node.kind in (v.ACTIVATION, v.UNKNOWN, v.NORM, v.SOFTMAX):
         return _function(node, below)
     if node.kind in (v.REARRANGE, v.PIECES, v.MAXIMUM):
         return hull([*below, *_filled(node)])

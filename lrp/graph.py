@@ -50,7 +50,7 @@ class Node:
     kwargs: dict = field(default_factory=dict)
     inputs: tuple["Node", ...] = ()
     module: nn.Module | None = None
-    before: tuple["Node", ...] = ()  # pads folded into this node; in each, HOLE stands for the value that it pads
+    before: tuple["Node", ...] = ()  # pads, or affine maps of scores, folded into this node; HOLE stands for the value
     after: tuple["Node", ...] = ()  # affine maps folded into this node, likewise
     aliases: tuple[str, ...] = ()  # names of nodes that were folded into this one
     bound: Bound = UNBOUNDED
@@ -89,6 +89,13 @@ class Node:
     def sources(self) -> tuple["Node", ...]:
         """`inputs` without repetition."""
         return tuple(dict.fromkeys(self.inputs))
+
+    @property
+    def weights(self) -> object:
+        """What its weights are made of: nodes of which this is the same share what a rule modifies."""
+        if self.op == "linear" and self.module is None and not self.after and not self.kwargs:
+            return self.args[1:]
+        return self
 
     @property
     def reads(self) -> set["Node"]:
@@ -233,6 +240,15 @@ _LAYERS = {
     "batch_norm": _batch_norm,
     "local_response_norm": lambda input, size, alpha=1e-4, beta=0.75, k=1.0: SimpleNamespace(
         size=size, alpha=alpha, beta=beta, k=k
+    ),
+    "layer_norm": lambda input, normalized_shape, weight=None, bias=None, eps=1e-5: SimpleNamespace(
+        normalized_shape=normalized_shape, weight=weight, bias=bias, eps=eps
+    ),
+    "group_norm": lambda input, num_groups, weight=None, bias=None, eps=1e-5: SimpleNamespace(
+        num_groups=num_groups, weight=weight, bias=bias, eps=eps
+    ),
+    "instance_norm": lambda input, *_, weight=None, bias=None, eps=1e-5, **__: SimpleNamespace(
+        weight=weight, bias=bias, eps=eps
     ),
     **{f"conv{d}d": partial(_convolution, d) for d in (1, 2, 3)},
     **{f"conv_transpose{d}d": partial(_transposed, d) for d in (1, 2, 3)},

@@ -18,10 +18,12 @@ BATCHNORM = "batchnorm"  # a x + b with constants, not folded into a layer: a ru
 AVERAGE = "average"  # average pooling, mean, sum, upsampling: a rule of the composite
 ADD = "add"  # sums and differences: the addition rule of the composite
 PRODUCT = "product"  # signal times gate: the signal gets everything
+MATMUL = "matmul"  # matmul, bmm or einsum of two signals, as in attention: the matmul rule of the composite
+SOFTMAX = "softmax"  # where relevance gets there, not where it makes a gate: the softmax rule of the composite
 SCALE = "scale"  # times a constant: passes
 MAXIMUM = "maximum"  # max pooling, the larger of two: the winner gets everything
 ACTIVATION = "activation"  # elementwise functions, dropout: passes
-NORM = "norm"  # LayerNorm, GroupNorm, InstanceNorm: passes (the scale counts as constant)
+NORM = "norm"  # LayerNorm, RMSNorm, GroupNorm, InstanceNorm: the norm rule of the composite, by default passes
 LRN = "lrn"  # local response normalisation: the lrn rule of the composite
 REARRANGE = "rearrange"  # flatten, cat, chunk, permute, pad: relevance moves with the values
 PIECES = "pieces"  # a tuple of tensors (chunk, split): relevance moves with each piece
@@ -38,7 +40,8 @@ _LINEAR = "float double half bfloat16 type_as neg negative"
 _SIGN_KEEPERS = "identity clone detach contiguous pos positive to dropout dropout#d stochastic_depth"
 _PRODUCTS = "matmul mm bmm mv inner tensordot einsum"
 _MEASURES = "size dim ndimension numel nelement len is_floating_point zeros_like ones_like full_like empty_like "
-_MEASURES += "new_zeros new_ones new_full new_empty new_tensor"
+_MEASURES += "new_zeros new_ones new_full new_empty new_tensor root_of_size causal_mask added_mask "
+_MEASURES += "added_head_mask zero_state"
 _MULTIPLICATIONS = "mul rmul imul multiply"
 _DIVISIONS = "div truediv true_divide divide"
 _NAMES = {
@@ -53,11 +56,12 @@ _NAMES = {
     "index_select gather take_along_dim diagonal rot90 fliplr flipud setitem copy write_part read_part max_unpool#d "
     "tensor_split hsplit vsplit dsplit split_with_sizes pixel_shuffle pixel_unshuffle channel_shuffle unflatten roll "
     "flip view_as reshape_as ravel where masked_fill index_fill index_copy index_put scatter select_scatter "
-    f"slice_scatter masked_scatter tril triu repeat_interleave unfold {_PADDINGS}",
+    f"slice_scatter masked_scatter tril triu repeat_interleave unfold heads_as {_PADDINGS}",
     AVERAGE: "avg_pool#d adaptive_avg_pool#d mean sum interpolate upsample fold",
     MAXIMUM: f"{_MAX_POOLS} amax amin maximum minimum fmax fmin",
     NORM: "layer_norm group_norm instance_norm instance_norm#d rms_norm normalize",
     LRN: "local_response_norm",
+    SOFTMAX: "softmax softmax#d special_softmax",
     CONVOLUTION: "conv#d conv_transpose#d",
     DENSE: f"linear {_PRODUCTS}",
     BATCHNORM: "batch_norm batch_norm#d sync_batch_norm",
@@ -74,6 +78,8 @@ def _words(text: str) -> list[str]:
 KIND_OF_NAME = {word: kind for kind, text in _NAMES.items() for word in _words(text)}
 _TYPES = {name.lower(): t for name, t in vars(nn).items() if isinstance(t, type) and issubclass(t, nn.Module)}
 _KIND_OF_TYPE = {_TYPES[w]: kind for word, kind in KIND_OF_NAME.items() if (w := word.replace("_", "")) in _TYPES}
+BLOCKS = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder)  # torch's own that are looked into
+BLOCKS += (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 REGISTERED: dict[type, str] = {}  # further leaf modules and their kinds: see `register`
 
 # Sets of operations (`Node.op`): lower-case names of torch's modules, or names of its functions and methods.
@@ -95,12 +101,12 @@ _STAYING += (
 )
 STAYING = PADS | set(_STAYING.split())  # of what rearranges: these leave features features, and places places
 RESAMPLING, SMOOTH = {"interpolate", "upsample"}, set("nearest nearest-exact linear bilinear trilinear area".split())
+UNCENTRED = {"rms_norm", "rmsnorm", "normalize"}  # norms that subtract no mean and add no bias
 GATES = set("sigmoid special_expit hardsigmoid softmax special_softmax".split())  # what they make is a product's gate
 SOFTMAXES = {"softmax", "log_softmax", "softmin", "logsoftmax", "softmax2d", "gumbel_softmax"}
 SOFTMAXES |= {"special_softmax", "special_log_softmax"}
 SIGMOIDS = set("sigmoid hardsigmoid logsigmoid log_sigmoid special_expit".split())  # probabilities, or their logs
 ENDS = SIGMOIDS | {"softmax", "log_softmax", "logsoftmax", "softmax2d", "special_softmax", "special_log_softmax"}
-RECURRENT = {"lstm", "gru", "rnn", "multiheadattention", "multi_head_attention_forward"}  # these give several tensors
 PRODUCTS = set(_words(_PRODUCTS))
 OPERANDS = {"input", "self", "other", "tensor", "mat2", "vec", "a", "b"}  # torch's names for two factors
 NEGATIONS = {"neg", "negative"}
@@ -116,7 +122,7 @@ SEVERAL = {  # what gives several tensors, of which each has a kind of its own
     **dict.fromkeys(("var_mean", "std_mean"), (UNKNOWN, AVERAGE)),
     "aminmax": (MAXIMUM, MAXIMUM),
 }
-SHAPED_LIKE = {"expand_as", "view_as", "reshape_as", "type_as", "to"}  # the second tensor gives no values
+SHAPED_LIKE = {"expand_as", "view_as", "reshape_as", "type_as", "to", "heads_as"}  # the second tensor gives no values
 FIELDS = {"values": 0, "indices": 1, "min": 0, "max": 1}  # names of their results
 CARRYING = {"mT", "T", "H", "mH", "real", "data"}  # attributes of a tensor that hold its values
 FACTS = set(  # and those that do not

@@ -26,17 +26,20 @@ class At(NamedTuple):
     own: Rule | None
     step: type[steps.Step]
     adjoint: type[steps.Step]
-    shares: bool = False  # has a rule with groups a meaning there?
+    ruled: type[steps.Step] | None = None  # under a rule with groups, where such a rule has a meaning
 
 
 AT = {
-    **dict.fromkeys((v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.ADD), At(None, steps.Ruled, steps.Linear, shares=True)),
-    **dict.fromkeys((v.AVERAGE, v.LRN), At(None, steps.RuledLocal, steps.Local, shares=True)),
-    **dict.fromkeys((v.ACTIVATION, v.SCALE, v.NORM), At(Pass(), steps.Through, steps.Local)),
+    **dict.fromkeys((v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.ADD), At(None, steps.Ruled, steps.Linear, steps.Ruled)),
+    **dict.fromkeys((v.AVERAGE, v.LRN), At(None, steps.RuledLocal, steps.Local, steps.RuledLocal)),
+    **dict.fromkeys((v.ACTIVATION, v.SCALE), At(Pass(), steps.Through, steps.Local)),
+    v.NORM: At(None, steps.Through, steps.Local, steps.RuledNorm),
+    v.MATMUL: At(None, steps.Matmul, steps.Local),
+    v.SOFTMAX: At(Own(v.SOFTMAX), steps.Refused, steps.Local, steps.RuledLocal),
     v.MAXIMUM: At(Own(v.MAXIMUM), steps.Local, steps.Local),
     v.REARRANGE: At(Own(v.REARRANGE), steps.Local, steps.Local),
     v.PRODUCT: At(Own(v.PRODUCT), steps.Gate, steps.Local),
-    v.UNKNOWN: At(Own(v.UNKNOWN), steps.Refused, steps.Local, shares=True),
+    v.UNKNOWN: At(Own(v.UNKNOWN), steps.Refused, steps.Local, steps.RuledLocal),
     v.PIECES: At(Own(v.PIECES), steps.Refused, steps.Refused),
 }
 
@@ -52,8 +55,12 @@ def choose(node: Node, rule: Rule) -> type[steps.Step]:
         return steps.Through if isinstance(rule, Pass) else steps.Say
     if isinstance(rule, Adjoint):
         return rule.step or at.adjoint
-    if at.shares:
-        return steps.Ruled if at.adjoint is steps.Linear else steps.RuledLocal
+    if rule.at:
+        return {v.SOFTMAX: steps.Softmax}.get(node.kind, at.step)
+    if at.ruled is steps.RuledNorm and node.op in v.UNCENTRED:  # a scale, which no rule tells from the identity
+        return steps.Through
+    if at.ruled:
+        return at.ruled
     raise LRPError(f"node `{node.name}` ({node.kind}) hands relevance on as it is; {rule!r} has no meaning there")
 
 
@@ -98,7 +105,7 @@ class Plan:
         self._seen: set = set()  # kinds of input for which graph and model were compared
         self._reach: dict[Node, set[Node]] = {}
         self._samples: dict = {}  # where the samples are, by kind of input and number of samples
-        self._weights: dict[tuple[Node, int | None], tuple[tuple, dict]] = {}
+        self._weights: dict[tuple[object, int | None], tuple[tuple, dict]] = {}
 
     def step(self, node: Node) -> steps.Step:
         """A new step at this node, for one input."""
@@ -136,7 +143,7 @@ class Plan:
     def reach(self, end: Node) -> set[Node]:
         """The nodes that relevance from this one may reach: the others need no step."""
         if end not in self._reach:
-            ways = {n: step.possible(n) for n, step in self._steps.items()}
+            ways = {n: step.possible(n, self.rules[n]) for n, step in self._steps.items()}
             self._reach[end] = reachable(end, lambda node: ways.get(node, ())) - set(self.graph.inputs)
         return self._reach[end]
 
@@ -162,7 +169,7 @@ class Plan:
         """Weight and bias of a node and the parts made of them, stored between calls where that is safe."""
         if not (operator.cacheable and node.fixed):
             return operator.weights(), {}
-        key = node, operator.axes
+        key = node.weights, operator.axes
         if key not in self._weights:
             self._weights[key] = operator.weights(), {}
         return self._weights[key]
@@ -203,7 +210,7 @@ class Plan:
 
     def _check_reach(self) -> None:
         """Complain now, not after a forward pass, about a node without a rule that relevance would reach."""
-        ways = {node: step.reached(node) for node, step in self._steps.items()}
+        ways = {node: step.reached(node, self.rules[node]) for node, step in self._steps.items()}
         starts = [end.inputs[0] for end in self.ends] or [self.graph.output]
         seen = set().union(*(reachable(start, lambda node: ways.get(node, ())) for start in starts))
         blocked = [node for node in self.rules if node in seen and issubclass(self._steps[node], steps.Refused)]

@@ -96,6 +96,7 @@ class Recorder(TorchFunctionMode):
         """Run the model on these tensors, the arguments of these names."""
         for x, name in zip(xs, names, strict=True):
             self.nodes[x] = node = self._node("placeholder", name, (), {})
+            node.meta["shape"] = x.shape
             self.data.add(node)
             self.trace.inputs[node] = v.INPUT if x.is_floating_point() else v.CONSTANT
         with _calls_through(self), torch.no_grad(), self:

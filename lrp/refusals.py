@@ -21,8 +21,6 @@ def _way_out(node: Node) -> str:
         return f"({node.op}) gives several tensors that are used as a whole: take them out one by one, as in " + (
             "a, b = x.chunk(2, 1)"
         )
-    if node.op in v.RECURRENT:
-        return f"({node.op}) gives several tensors, which no rule shares: begin at a later node, by start="
     if len(node.sources) > 1:
         names = ", ".join(f"`{source.name}`" for source in node.sources)
         return f"calls {node.op} of {names}, and no rule shares relevance among these: begin at a later node, by start="

@@ -12,7 +12,7 @@ from itertools import takewhile
 
 from . import kinds as v
 from .errors import CaptureError
-from .gates import KNOWN, gate
+from .gates import KNOWN, gate, weights
 from .graph import Node, reachable, references
 
 
@@ -27,8 +27,7 @@ def related(node: Node) -> Node:
     elif node.kind == v.PRODUCT:
         _factors(node)
     elif node.op in v.PRODUCTS:
-        factors = operands(node)[0]
-        node.kind = v.DENSE if len(node.inputs) == 1 and len(factors) == 2 and node.inputs[0] in factors else v.UNKNOWN
+        _matrices(node)
     elif node.kind in (*v.WEIGHTED, v.BATCHNORM) and node.inputs != (first(node),):
         node.kind = v.UNKNOWN  # a kernel computed from the input
     elif node.kind == v.BATCHNORM and node.module is None and node.layer({}).by_batch:
@@ -82,6 +81,28 @@ def _factors(node: Node) -> None:
         node.kind = v.UNKNOWN if divides and node.inputs[0] is not first(node) else v.SCALE
     else:
         node.gate = 1 if divides else gate(node)
+
+
+def _matrices(node: Node) -> None:
+    """Times a constant matrix it is a dense layer; of two signals a product, of which one may be the gate."""
+    factors = operands(node)[0]
+    carrying = [factor for factor in factors if isinstance(factor, Node) and factor.carries]
+    node.kind = v.UNKNOWN
+    if len(carrying) == len(node.inputs) == 1 and len(factors) == 2:
+        node.kind = v.DENSE
+    elif len(carrying) == len(node.inputs) == 2:
+        node.kind, node.gate = v.MATMUL, weights(node)
+
+
+def softmax_axis(node: Node, axes: int) -> int:
+    """The axis of a softmax, counted from the last one, for a value of so many axes."""
+    if node.op == "softmax2d":
+        return -3
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    axis = node.module.dim if node.module is not None else given
+    if axis is None:  # as torch chooses it
+        axis = 0 if axes in (0, 1, 3) else 1
+    return axis if axis < 0 else axis - axes
 
 
 def _larger(node: Node) -> None:

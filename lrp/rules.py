@@ -308,6 +308,57 @@ class Own(Rule):
         return self.kind
 
 
+@dataclass(frozen=True)
+class SignalTakesAll(Rule):
+    r"""At a product of two matrices, O = A V: the weights A count as constants, V gets everything.
+
+    .. math:: R_{ip} = \sum_j \frac{A_{ji} V_{ip}}{O_{jp} + \epsilon_{jp} \operatorname{sign} O_{jp}} R_{jp}
+
+    A is the factor that a softmax or sigmoid made, be it mixed or masked since. Where the graph tells no gate, as at
+    q k^T, the two get halves (`Uniform`). It is the rule of every composite but `AttnLRP`.
+
+    Sources: arras2017explaining (gates), ali2022xai (attention). Deviation: epsilon is relative by default.
+    """
+
+    epsilon: float = 1e-6
+    relative: bool = True
+
+    at = ("matmul", "product")
+
+
+@dataclass(frozen=True)
+class Uniform(Rule):
+    r"""At a product of two signals, each gets half, by its contributions: O = A V as a sum of A_ji V_ip.
+
+    .. math:: R_{ji} = \sum_p \frac{A_{ji} V_{ip}}{2 O_{jp}} R_{jp}, \qquad
+              R_{ip} = \sum_j \frac{A_{ji} V_{ip}}{2 O_{jp}} R_{jp}
+
+    with O moved away from zero by epsilon. At an elementwise product it is R / 2 each, gate or not.
+
+    Source: achtibat2024attnlrp, propositions 3.2 and 3.3. Deviation: epsilon is relative by default.
+    """
+
+    epsilon: float = 1e-6
+    relative: bool = True
+
+    at = ("matmul", "product")
+
+
+@dataclass(frozen=True)
+class Taylor(Rule):
+    r"""At a softmax s = softmax(x): its Taylor expansion at x, whose constant keeps a share.
+
+    .. math:: R_i = x_i \Big(R_i^{out} - s_i \sum_j R_j^{out}\Big)
+
+    A masked place (x = -inf) gets nothing. What is added to the scores right before, a mask or a position bias, is part
+    of the constant: R_i goes to the scores themselves.
+
+    Source: achtibat2024attnlrp, proposition 3.1.
+    """
+
+    at = ("softmax",)
+
+
 class Adjoint(Rule):
     """The vector-Jacobian product, R_i = sum_j (d y_j / d x_i) R_j: at every node, and from 1, the gradient.
 

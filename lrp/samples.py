@@ -77,7 +77,8 @@ def follow(node: Node, value: Tensor, values: dict, known: dict[Node, Samples | 
     """Where the n samples are in the node's value, from where they are in the values of its sources."""
     if n == 1:
         return None if value.dim() and len(value) == 1 else Samples(1)
-    sources = [known.get(source) for source in node.sources]
+    followed = tuple(dict.fromkeys(node.signals))  # the way to a gate is not followed
+    sources = [known.get(source) for source in followed]
     if mixed := next((s for s in sources if isinstance(s, Mixed)), None):
         return mixed
     stay = node.op in v.JOINS or (node.fills and value.shape == values[node.sources[0]].shape)
@@ -87,7 +88,7 @@ def follow(node: Node, value: Tensor, values: dict, known: dict[Node, Samples | 
         return _seen(node, _probe(node, values, known, n), n)
     if node.kind not in ELEMENTWISE and not any(sources) and value.dim() and len(value) == n:
         return None
-    return _aligned(node, value, values, sources, n)
+    return _aligned(node, value, values, dict(zip(followed, sources, strict=True)), n)
 
 
 def _same_first(node: Node, value: Tensor, values: dict) -> bool:
@@ -125,10 +126,10 @@ def _seen(node: Node, probe: Tensor, n: int) -> Samples | None:
     return Mixed(node, probe.shape)
 
 
-def _aligned(node: Node, value: Tensor, values: dict, sources: list[Samples | None], n: int) -> Samples | None:
+def _aligned(node: Node, value: Tensor, values: dict, sources: dict[Node, Samples | None], n: int) -> Samples | None:
     """Elementwise, dense and convolving nodes leave samples on their axis, counted from the right."""
     found = []
-    for source, samples in zip(node.sources, sources, strict=True):
+    for source, samples in sources.items():
         axis, x = 0 if samples is None else samples.axis, values[source]
         out, last = axis + value.dim() - x.dim(), axis == x.dim() - 1
         kept = 0 <= out < value.dim() and value.shape[out] == x.shape[axis]

@@ -6,10 +6,12 @@ more: `forth`, the same map for a small change of the sources, and `constant`, w
 
     step      at                                       with                       what the sources get of R
     Linear    convolution, dense, BatchNorm, sum       Adjoint                    transpose(R, w)
-    Ruled     the same, and average, LRN, unknown      a rule with groups         shares by the rule (lrp.propagate)
+    Ruled     the same, average, LRN, norm, unknown    a rule with groups         shares by the rule (lrp.propagate)
     Through   activation, scale, norm; by override     Pass                       R
     Local     pooling, views; all but linear maps      their own way; Adjoint     J^T R, by a small graph of autograd
-    Gate      product                                  its own way                R for the signal
+    Gate      product                                  SignalTakesAll, Uniform    R for the signal, or halves
+    Matmul    product of two matrices                  SignalTakesAll, Uniform    by contributions a_ji v_ip
+    Softmax   softmax                                  Taylor                     x_i (R_i - s_i sum R)
     Say       sum, LRN, max pooling                    a rule that says shares    what the rule says
     Refused   unknown, pieces                          -                          an error that names the way out
 
@@ -29,9 +31,12 @@ from .averages import Averaging, Jacobian, Resampling, splits
 from .errors import LRPError, UnsupportedOperation, warn
 from .gates import overshoots
 from .graph import Node
+from .norms import Normalising
 from .operators import reduce_to
-from .propagate import Applied, Shares, reads_output, total
+from .propagate import Applied, Shares, reads_output, stabilise, total
 from .refusals import no_rule, no_single_value
+from .relating import softmax_axis
+from .rules import Rule, Uniform
 
 OVERWRITING = {"relu": torch.relu_, "relu6": partial(F.hardtanh_, min_val=0.0, max_val=6.0)}  # torch's, in place
 
@@ -63,12 +68,12 @@ class Step:
         )
 
     @staticmethod
-    def possible(node: Node) -> Iterable[Node]:
+    def possible(node: Node, rule: Rule) -> Iterable[Node]:
         """The inputs that relevance may reach from this node."""
         return node.inputs
 
     @staticmethod
-    def reached(node: Node) -> Iterable[Node]:
+    def reached(node: Node, rule: Rule) -> Iterable[Node]:
         """The inputs that it surely reaches; of a product, the signal, where the graph tells it."""
         return () if node.kind == v.PRODUCT and node.gate is None else node.signals
 
@@ -227,6 +232,21 @@ class Ruled(Linear):
         return self._apply(self.applied.xs, -1).back(R) if self.rule.sign_selective else super().opposite(R)
 
 
+class RuledNorm(Ruled):
+    """`Epsilon` at a norm, whose deviation counts as a constant: mean and bias take part, as in a linear layer."""
+
+    def __init__(self, plan, node):
+        super().__init__(plan, node)
+        if splits(self.rule):
+            raise LRPError(f"{self.rule!r} has no meaning at the norm `{node.name}`: there are Pass() and Epsilon()")
+
+    def open(self, values):
+        x = values[self.sources[0]]
+        self.operator = Normalising(self.node, self.node.layer(values), x)
+        (self.w, self.b), self.parts = self.operator.weights(), {}
+        return [x]
+
+
 class RuledLocal(Ruled):
     """A rule with groups at the linearisation of a node: an average, or an unknown function by override."""
 
@@ -253,18 +273,62 @@ class Gate(Step):
     """A product: all to the signal, none to the gate; halves where nothing tells them apart (achtibat2024attnlrp)."""
 
     @staticmethod
-    def possible(node):
-        return node.signals
+    def possible(node, rule):
+        return node.inputs if isinstance(rule, Uniform) else node.signals
 
     def back(self, R, last=True):
         a, b = self.likes
         gate = self.node.gate
         if gate is None and a.numel() != b.numel():
             gate = 0 if a.numel() < b.numel() else 1
+        if isinstance(self.rule, Uniform):
+            gate = None
         if gate is None:
             return Shares([reduce_to(R / 2, a), reduce_to(R / 2, b)])
         signal = reduce_to(R, self.likes[1 - gate])
         return Shares([None, signal] if gate == 0 else [signal, None])
+
+
+class Matmul(Local):
+    """A product of two matrices that both carry: R goes to the signal, or in halves, by contributions a_ji v_ip."""
+
+    def __init__(self, plan, node):
+        super().__init__(plan, node)
+        self.sources = tuple(dict.fromkeys(self.possible(node, self.rule)))
+
+    @staticmethod
+    def possible(node, rule):
+        return Gate.possible(node, rule)
+
+    reached = possible
+
+    def forward(self, values):
+        self.z = super().forward(values)
+        return self.z
+
+    def back(self, R, last=True):
+        z = stabilise(self.z, self.rule.epsilon, self.rule.relative, self.samples)
+        s = R / z
+        parts = 1 if len(self.possible(self.node, self.rule)) == 1 else 2
+        shares = [g.mul_(x.detach() / parts) for x, g in zip(self.leaves, self.transpose(s), strict=True)]
+        return Shares(shares, stabiliser=total(s * (z - self.z), self.samples))
+
+
+class Softmax(Local):
+    """A softmax by its Taylor expansion at x: R_i = x_i (R_i - s_i sum R), through the maps folded in before it."""
+
+    def forward(self, values):
+        self.leaves = [values[self.sources[0]].detach().requires_grad_()]
+        with torch.enable_grad():
+            self.y = self.node.padded(self.leaves[0], values)
+        self.s = _value(self.node, values)
+        return self.s
+
+    def back(self, R, last=True):
+        x, dim = self.leaves[0].detach(), softmax_axis(self.node, self.s.dim())
+        g = R - self.s * R.sum(dim, keepdim=True)
+        shares = [share.mul_(x.masked_fill(x.isinf(), 0.0)) for share in self.transpose(g)]
+        return Shares(shares, self.kept(R, shares))
 
 
 class Say(Step):

@@ -88,7 +88,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m, qualname):
         """Is this module one node, whose inside is not looked at? torch's own are, and registered ones."""
-        known = super().is_leaf_module(m, qualname) or isinstance(m, tuple(v.REGISTERED))
+        known = super().is_leaf_module(m, qualname) and not isinstance(m, v.BLOCKS)
+        known = known or isinstance(m, tuple(v.REGISTERED))
         return known and "forward" not in vars(m)  # one that was patched is no longer what its class says
 
     def call_module(self, m, forward, args, kwargs):

@@ -8,7 +8,6 @@
 import copy
 import functools
 import inspect
-import operator
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from . import kinds as v
 from .errors import CaptureError, NeedsExample
 from .gates import bound
 from .graph import Graph, Node, ancestors
+from .opened import OPENED, Do
 from .relating import first, related
 
 
@@ -53,38 +53,6 @@ def place() -> str:
     return f"{path.relative_to(max(inside, key=lambda home: len(home.parts))) if inside else path}:{frame.f_lineno}"
 
 
-# Calls that are several of our nodes: by `do(operation, arguments)`, from the module (None: a function) and arguments.
-
-
-def _glu(do: Callable, module: nn.Module | None, input: Node, dim: int = -1) -> Node:
-    both = do("chunk", input, 2, getattr(module, "dim", dim))
-    return do("mul", do("getitem", both, 0), do("sigmoid", do("getitem", both, 1)))
-
-
-def _lerp(do: Callable, module: None, input, end, weight) -> Node:
-    rest = do("rsub", weight, 1) if isinstance(weight, Node) else 1 - weight
-    return do("add", do("mul", input, rest), do("mul", end, weight))
-
-
-def _product_and_sum(times: str, number: str) -> Callable:
-    """beta input + alpha (a times b); `number` is torch's name for alpha."""
-
-    def compose(do, _, input, a, b, beta=1, **given):
-        scaled = input if beta == 1 else do("mul", input, beta)
-        return do("add", scaled, do(times, a, b), alpha=given.get(number, 1))
-
-    return compose
-
-
-COMPOSED = {
-    "glu": _glu,
-    "lerp": _lerp,
-    "addcmul": _product_and_sum("mul", "value"),
-    "addcdiv": _product_and_sum("div", "value"),
-    **dict.fromkeys(("addmm", "addmv", "baddbmm"), _product_and_sum("matmul", "alpha")),
-}
-
-
 class Translation:
     """From fx nodes to ours, in one pass.
 
@@ -99,6 +67,7 @@ class Translation:
         self.memory: dict[fx.Node, fx.Node] = {}  # whose memory a value may share
         self.order = {node: k for k, node in enumerate(trace.graph.nodes)}
         self.nodes: list[Node] = []
+        self.made: set[Node] = set()  # those of them that are here already when their fx node is met
         self.counts: dict[str, int] = {}
 
     def graph(self) -> Graph:
@@ -107,9 +76,13 @@ class Translation:
         for fx_node in body:
             self.place = self.trace.places.get(fx_node, "")
             node, inplace = getattr(self, f"_{fx_node.op}")(fx_node)
-            node.place = self.place
-            node.shape = fx_node.meta.get("shape")
-            self._add(fx_node, node, inplace)
+            if isinstance(node, Node) and node not in self.made:
+                node.place = self.place
+                self._add(fx_node, node, inplace)
+            else:  # several nodes of one call, or one of them
+                self.now[fx_node], self.aliases[fx_node] = node, {fx_node}
+            if isinstance(node, Node):
+                node.shape = node.shape or fx_node.meta.get("shape")
         output = self._output(last.args[0])
         needed = ancestors(output)
         if not any(node.kind == v.INPUT for node in needed):
@@ -120,6 +93,8 @@ class Translation:
     def _output(self, value) -> Node:
         if not isinstance(value, fx.Node):
             raise checks.several(self.model, value)
+        if isinstance(self.now[value], tuple):
+            raise checks.several(self.model, self.now[value])
         if self.now[value].kind in (v.CONSTANT, v.PIECES):
             raise self._unclear("is not a tensor that depends on its input")
         return self.now[value]
@@ -151,7 +126,7 @@ class Translation:
         if any(self.order[user] > self.order[fx_node] for other in others for user in other.users):
             raise NeedsExample(f"node {node.called} changes a view in place")
 
-    def _name(self, base: str) -> str:
+    def unique(self, base: str) -> str:
         self.counts[base] = self.counts.get(base, 0) + 1
         return base if self.counts[base] == 1 else f"{base}#{self.counts[base]}"
 
@@ -160,9 +135,9 @@ class Translation:
     def _placeholder(self, fx_node: fx.Node) -> tuple[Node, bool]:
         if fx_node in self.trace.inputs:
             name = "input" if next(iter(self.trace.inputs)) is fx_node else fx_node.target
-            return Node(self._name(name), self.trace.inputs[fx_node], "input"), False
+            return Node(self.unique(name), self.trace.inputs[fx_node], "input"), False
         default = fx_node.args[0] if fx_node.args else None
-        return Node(self._name(fx_node.target), v.CONSTANT, "default", lambda: default), False
+        return Node(self.unique(fx_node.target), v.CONSTANT, "default", lambda: default), False
 
     def _get_attr(self, fx_node: fx.Node) -> tuple[Node, bool]:
         target, made, model = fx_node.target, self.trace.constants, self.model
@@ -171,7 +146,7 @@ class Translation:
         def call():  # looks the parameter up each time, because it may be replaced
             return made[target] if target in made else getattr(model.get_submodule(path), name)
 
-        return Node(self._name(target), v.CONSTANT, "made" if target in made else "get_attr", call), False
+        return Node(self.unique(target), v.CONSTANT, "made" if target in made else "get_attr", call), False
 
     def _call_module(self, fx_node: fx.Node) -> tuple[Node, bool]:
         module = self.model.get_submodule(fx_node.target)
@@ -179,13 +154,15 @@ class Translation:
         if inplace:  # the twin has the same parameters
             twin = copy.copy(module)
             twin.inplace, call = False, twin.forward
-        name, kind, op = self._name(fx_node.target), v.kind_of_module(module), v.module_name(module)
-        if op in COMPOSED:
-            return self._composed(name, op, module, *self._arguments(fx_node)), inplace
+        name, kind, op = self.unique(fx_node.target), v.kind_of_module(module), v.module_name(module)
+        if op in OPENED:
+            return self._opened(name, op, module, *self._arguments(fx_node)), inplace
         return related(Node(name, kind, op, call, *self._arguments(fx_node), module=module)), inplace
 
     def _call_function(self, fx_node: fx.Node) -> tuple[Node, bool]:
         target, name, (args, kwargs) = fx_node.target, v.function_name(fx_node.target), self._arguments(fx_node)
+        if name == "getitem" and isinstance(args[0], tuple):  # of what one call gave: a node, or several
+            return args[0][args[1]], False
         call, inplace = target, v.is_inplace(target)
         if isinstance(target, str):
             call = _method(name)
@@ -197,29 +174,31 @@ class Translation:
             bound.arguments["inplace"] = False
             args, kwargs = bound.args, bound.kwargs
         path, op = self.trace.paths.get(fx_node, ""), name or getattr(target, "__name__", str(target))
-        full = self._name(f"{path}.{op}" if path else op)
-        if name in COMPOSED:
-            return self._composed(full, name, None, args, kwargs), inplace
+        full = self.unique(f"{path}.{op}" if path else op)
+        if name in OPENED:
+            return self._opened(full, name, None, args, kwargs), inplace
         kind = v.KIND_OF_NAME.get(name, v.UNKNOWN)
+        if (
+            kind == v.UNKNOWN
+            and not self.trace.recorded
+            and (getattr(target, "__module__", None) or "").startswith("torchvision.models")
+        ):
+            raise NeedsExample(f"{op} of torchvision is kept whole by fx")
         return related(Node(full, kind, op, call, args, kwargs, own=name is None)), inplace
 
     _call_method = _call_function
 
-    def _composed(self, name: str, op: str, module: nn.Module | None, args: tuple, kwargs: dict) -> Node:
-        """The last of the nodes that stand for one call; the others come before it."""
-        made = []
-
-        def do(op: str, *args, **kwargs) -> Node:
-            call = getattr(operator if op == "getitem" else torch, op)
-            node = Node(self._name(f"{name}.{op}"), v.KIND_OF_NAME[op], op, call, args, kwargs, place=self.place)
-            made.append(related(node))
-            made[-1].bound = bound(made[-1])
-            return made[-1]
-
-        last = COMPOSED[op](do, module, *args, **kwargs)
-        last.name = name
-        self.nodes += made[:-1]
-        return last
+    def _opened(self, name: str, op: str, module: nn.Module | None, args: tuple, kwargs: dict):
+        """The last of the nodes that stand for one call, or a tuple of nodes; the others come before."""
+        do = Do(self, name)
+        value = OPENED[op](do, module, *args, **kwargs)
+        if not isinstance(value, Node):
+            self.nodes += do.made
+            self.made.update(do.made)
+            return value
+        value.name = name
+        self.nodes += [node for node in do.made if node is not value]
+        return value
 
     def _arguments(self, fx_node: fx.Node) -> tuple[tuple, dict]:
         """Arguments with our nodes in the places of fx's, as they are now."""

@@ -129,7 +129,9 @@ class Gradients(Composite):
     """The vector-Jacobian product at every node: the walk back is backpropagation."""
 
     def __init__(self):
-        super().__init__([("any", Adjoint())], addition=Adjoint(), lrn=Sloped())
+        super().__init__(
+            [("any", Adjoint())], addition=Adjoint(), lrn=Sloped(), norm=Adjoint(), matmul=Adjoint(), softmax=Adjoint()
+        )
 
     def rule(self, node, first):
         return Sloped() if node.kind == v.ACTIVATION else super().rule(node, first) or Adjoint()
