@@ -30,7 +30,7 @@ from .graph import Node
 LISTED = (v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE)  # where "any", "first" and functions are asked
 CONDITIONS = ("any", "first", "linear", *LISTED, v.MAXIMUM)
 NAMED = {"addition": v.ADD, "lrn": v.LRN, "norm": v.NORM, "matmul": v.MATMUL, "softmax": v.SOFTMAX}
-UNSAID = (None, r.SignalTakesAll())  # of the defaults, what is not printed
+UNSAID = [("norm", r.Pass()), ("matmul", r.SignalTakesAll()), ("softmax", None)]  # defaults that are not printed
 GLOBBED = (*LISTED, v.LRN, v.UNKNOWN)  # what a glob in `overrides` reaches
 
 
@@ -117,7 +117,7 @@ class Composite:
     def __str__(self):
         rows = [(c if isinstance(c, str) else getattr(c, "__name__", "function"), rule) for c, rule in self.rules]
         own = [(name, getattr(self, name)) for name in NAMED]
-        rows = [*self.overrides.items(), *rows, *(row for row in own if row[1] not in UNSAID)]
+        rows = [*self.overrides.items(), *rows, *(row for row in own if row not in UNSAID)]
         return "\n".join([repr(self), *(f"  {name:<12} {rule}" for name, rule in rows)])
 
 

@@ -90,7 +90,7 @@ def _matrices(node: Node) -> None:
     node.kind = v.UNKNOWN
     if len(carrying) == len(node.inputs) == 1 and len(factors) == 2:
         node.kind = v.DENSE
-    elif len(carrying) == len(node.inputs) == 2:
+    elif len(carrying) == len(node.inputs) == len(factors) == 2:
         node.kind, node.gate = v.MATMUL, weights(node)
 
 
