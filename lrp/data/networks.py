@@ -95,7 +95,7 @@ class SceneViT(VisionTransformer):
     """
 
     def __init__(
-        self, stem=((16, 2), (32, 2), (48, 1), (64, 2), (64, 1), (64, 2)), layers=3, heads=4, width=64, classes=10
+        self, stem=((16, 2), (32, 1), (32, 2), (64, 1), (64, 2), (64, 2)), layers=3, heads=4, width=64, classes=10
     ):
         convolutions = [ConvStemConfig(channels, 3, stride) for channels, stride in stem]
         super().__init__(64, 16, layers, heads, width, 2 * width, num_classes=classes, conv_stem_configs=convolutions)

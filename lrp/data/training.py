@@ -27,7 +27,7 @@ RECIPES = {
     "scene_vgg": {"epochs": 18, "pool": 8000, "batch": 32, "rate": 2e-3, "decay": 0.02, "recolor": True},
     "scene_resnet": {"epochs": 14, "pool": 8000, "batch": 32, "rate": 3e-3, "decay": 0.05},
     "scene_lrn": {"epochs": 18, "pool": 8000, "batch": 32, "rate": 4e-3, "decay": 0.02, "recolor": True, "unit": 100},
-    "scene_vit": {"epochs": 14, "pool": 7500, "batch": 32, "rate": 3e-3, "decay": 0.05, "larger": 0.25, "ink": 1.0},
+    "scene_vit": {"epochs": 14, "pool": 6000, "batch": 32, "rate": 3e-3, "decay": 0.05, "larger": 0.25, "ink": 1.0},
 }
 
 
