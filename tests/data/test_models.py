@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
 from lrp import LRP
 from lrp.data import datasets, models, training
@@ -15,7 +17,8 @@ from lrp.errors import DataError
 
 SCENE_NAMES = list(models.SCENE_NETWORKS)
 LRP_DATA = Path(os.environ.get("LRP_DATA", "/nowhere"))
-FLOOR = {"scene_vgg": 0.97, "scene_resnet": 0.97, "scene_lrn": 0.93}  # the last sees a quarter of the pixels
+FLOOR = {"scene_vgg": 0.97, "scene_resnet": 0.97, "scene_vit": 0.95}
+FLOOR |= {"scene_lrn": 0.93}  # it sees a quarter of the pixels
 PUBLISHED = {
     "squeezenet1_1": 0.558,
     "mobilenet_v2": 0.661,
@@ -56,7 +59,7 @@ def test_committed_network_is_as_good_as_its_index_says(name):
 
 
 def test_committed_checkpoints_are_small():
-    assert sum(file.stat().st_size for file in models.CHECKPOINTS.iterdir()) < 3e6
+    assert sum(file.stat().st_size for file in models.CHECKPOINTS.iterdir()) < 3.5e6
 
 
 @pytest.mark.parametrize("name", SCENE_NAMES)
@@ -94,6 +97,48 @@ def test_lrn_of_scene_lrn_is_not_decoration():
     for name in layers:
         model.set_submodule(name, torch.nn.Identity())
     assert models.report(model, inputs, scenes.labels[:, 0]).accuracy.item() < before
+
+
+def vit_on_scenes(n=400):
+    """The Vision Transformer, inputs from test scenes, their labels."""
+    scenes = datasets.scenes(n, split="test", start=7000)
+    return models.load("scene_vit"), models.normalizer("scene_vit")(scenes.images), scenes.labels[:, 0]
+
+
+def test_scene_vit_is_torchvisions():
+    model, inputs, _ = vit_on_scenes(2)
+    assert isinstance(model, VisionTransformer) and type(model).forward is VisionTransformer.forward
+    blocks = list(model.encoder.layers)
+    assert len(blocks) == 3 and all(type(block) is EncoderBlock for block in blocks)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert len(norms) == 2 * len(blocks) + 1 and all(m.eps == 1e-6 for m in norms)
+    assert model.class_token.shape == (1, 1, 64) and model.encoder.pos_embedding.shape == (1, 17, 64)
+    assert model(inputs).shape == (2, 10)
+
+
+@torch.no_grad()
+def test_scene_vit_needs_its_positions():
+    model, inputs, labels = vit_on_scenes()
+    accuracy = models.report(model, inputs, labels).accuracy.item()
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    tokens = model._process_input(inputs[:4])
+    both = [torch.cat([model.class_token.expand(4, -1, -1), t], 1) for t in (tokens, tokens[:, order])]
+    straight, mixed = (model.heads(model.encoder(t)[:, 0]) for t in both)
+    torch.testing.assert_close(straight, model(inputs[:4]))
+    assert (straight - mixed).abs().max() > 0.1  # the same tokens in other places
+    model.encoder.pos_embedding.zero_()
+    assert models.report(model, inputs, labels).accuracy.item() < accuracy
+
+
+def test_untrained_networks_depend_on_the_seed_alone():
+    for name in SCENE_NAMES:
+        state = torch.get_rng_state()
+        one = models.untrained(name, 3).state_dict()
+        torch.rand(5)
+        two, other = models.untrained(name, 3).state_dict(), models.untrained(name, 4).state_dict()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+        assert any(not torch.equal(one[key], other[key]) for key in one)
+        torch.set_rng_state(state)
 
 
 def test_a_changed_checkpoint_is_refused(folder):
@@ -276,6 +321,24 @@ def test_training_is_deterministic_and_leaves_random_numbers_alone(name):
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_ink_is_asked_of_the_token_that_stands_there():
+    """Tokens that hold the ink of their squares are right; in other places, or at first, they are not."""
+    reader = training.Ink(models.untrained("scene_vit"))
+    cover = F.adaptive_avg_pool2d(datasets.scenes(4).masks.float(), 16).round()
+    masks = F.interpolate(cover, 64) > 0
+    reader.tokens = torch.zeros(4, 16, 64)
+    assert reader.loss(masks).item() == pytest.approx(np.log(2))
+    reader.weight.data, reader.bias.data = 40 * torch.eye(16, 64), torch.full((16,), -20.0)
+    reader.tokens[..., :16] = F.pixel_unshuffle(cover, 4).flatten(2).transpose(1, 2)
+    assert reader.loss(masks) < 1e-6 < 0.5 < reader.loss(masks.mT)
+
+
+def test_the_second_task_leaves_nothing_but_other_weights():
+    one, two = training.train("scene_vit", **TINY), training.train("scene_vit", **TINY, ink=1.0)
+    assert not two.encoder._forward_hooks and one.state_dict().keys() == two.state_dict().keys()
+    assert not torch.equal(one.encoder.pos_embedding, two.encoder.pos_embedding)
 
 
 def test_make_trains_once_and_keeps_the_better(folder, monkeypatch, capsys):
