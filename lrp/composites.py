@@ -30,7 +30,7 @@ from .graph import Node
 LISTED = (v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE)  # where "any", "first" and functions are asked
 CONDITIONS = ("any", "first", "linear", *LISTED, v.MAXIMUM)
 NAMED = {"addition": v.ADD, "lrn": v.LRN, "norm": v.NORM, "matmul": v.MATMUL, "softmax": v.SOFTMAX}
-UNSAID = [("norm", r.Pass()), ("matmul", r.SignalTakesAll()), ("softmax", None)]  # defaults that are not printed
+UNSAID = [("norm", r.Pass()), ("softmax", None)]  # defaults that are not printed
 GLOBBED = (*LISTED, v.LRN, v.UNKNOWN)  # what a glob in `overrides` reaches
 
 
@@ -117,7 +117,8 @@ class Composite:
     def __str__(self):
         rows = [(c if isinstance(c, str) else getattr(c, "__name__", "function"), rule) for c, rule in self.rules]
         own = [(name, getattr(self, name)) for name in NAMED]
-        rows = [*self.overrides.items(), *rows, *(row for row in own if row not in UNSAID)]
+        own = [row for row in own if row not in UNSAID and not isinstance(row[1], r.SignalTakesAll)]
+        rows = [*self.overrides.items(), *rows, *own]
         return "\n".join([repr(self), *(f"  {name:<12} {rule}" for name, rule in rows)])
 
 
@@ -139,7 +140,7 @@ class Epsilon(Composite):
     """
 
     def __init__(self, epsilon: float = 1e-6, **options):
-        super().__init__([("any", r.Epsilon(epsilon))], **options)
+        super().__init__([("any", r.Epsilon(epsilon))], **{"matmul": r.SignalTakesAll(epsilon)} | options)
 
 
 class EpsilonPlus(Composite):

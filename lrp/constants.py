@@ -55,7 +55,7 @@ def freed(constant, made: list[Node]) -> object:
 def _without_questions(constant, made: list[Node]):
     if not isinstance(constant, Node) or constant.kind != v.CONSTANT or made_of_parameters(constant):
         return constant
-    if constant.op in CASTS and constant.args:
+    if constant.op in CASTS and references((constant.args[1:], constant.kwargs)):
         return _without_questions(constant.args[0], made)
     if (size := _channels_asked(constant)) is not None:
         return size

@@ -56,6 +56,7 @@ LINEAR = _words(
     "where masked_fill neg sort topk fold lp_pool diag copy_ index_copy index_add scatter masked_scatter diff gather "
     "broadcast_tensors split_with_sizes"
 )
+MATRICES = _words("matmul rmatmul mm bmm einsum")
 CLAMPS = _words("clamp clamp_min clamp_max clip")
 OF_TWO = CLAMPS | CHOICES | _words("maximum minimum fmax fmin max min")
 KNOWN = CLAMPS | SHAPES | POOLS | MAXIMA | PIECES | LINEAR

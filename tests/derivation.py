@@ -5,6 +5,7 @@ in which
 
 * an activation, a norm and LRN are a fixed factor: f(x) is x times the number f(x) / x;
 * the gate of a product is a fixed number, and where nothing tells the factors apart each is fixed in turn, in halves;
+  of two matrices, that is the one that a softmax made which did not make the other;
 * all else (layers, pooling, maxima, views, sums) is as it stands.
 
 `relevance` runs the model's own forward under a mode of torch that sees every call, so it depends on no trace and no
@@ -21,7 +22,7 @@ import bounds as b
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 
 @dataclass
@@ -77,6 +78,7 @@ class Held(TorchFunctionMode):
         super().__init__()
         self.passes = b.PASSES | set(passes)
         self.refused: Counter = Counter()
+        self.softmaxes = 0
         self.undefined = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -131,7 +133,25 @@ class Held(TorchFunctionMode):
     # ------------------------------------------------------------ calls
 
     def _call(self, func, name, args, kwargs):
+        """The call, and on its value a note of the softmaxes that it was computed from."""
+        y = self._answer(func, name, args, kwargs)
+        soft = frozenset().union(*map(_softmaxes, _carried(args, kwargs)))
+        for part in _carried((y,), {}):
+            part._softmaxes = soft | _softmaxes(part) | ({self._softmax()} if name == "softmax" else set())
+        return y
+
+    def _softmax(self) -> int:
+        self.softmaxes += 1
+        return self.softmaxes
+
+    def _answer(self, func, name, args, kwargs):
         carried = _carried(args[:1] if name.endswith("_as") else args, kwargs)  # view_as reads a shape
+        if name == "scaled_dot_product_attention":
+            return self._attention(*args, **kwargs)
+        if name == "multi_head_attention_forward":
+            return self._heads(**inspect.signature(func).bind(*args, **kwargs).arguments)
+        if name in b.MATRICES and len(carried) == 2:
+            return self._matrices(func, args, kwargs, *carried)
         if name in b.PRODUCTS:
             return self._product(func, name, args, kwargs, carried)
         if name in b.SUMS:
@@ -223,6 +243,54 @@ class Held(TorchFunctionMode):
         y.register_hook(lambda g: self.refused.update([name] if bool((g != 0).any()) else []))
         return y
 
+    # ------------------------------------------------------------ attention
+
+    def _matrices(self, func, args, kwargs, one: Tensor, two: Tensor) -> Tensor:
+        """A product of two matrices: linear in the signal, or in each in turn."""
+
+        def held(fixed: Tensor) -> Tensor:
+            swap = tree_map(lambda t: _fixed(t) if t is fixed else t, (args, kwargs))
+            return func(*swap[0], **swap[1])
+
+        made = [m.bounds is not None and m.bounds.gate for m in (self.of(one), self.of(two))]
+        if made[0] == made[1]:
+            made = [bool(_softmaxes(a) - _softmaxes(b)) for a, b in ((one, two), (two, one))]
+        if made[0] == made[1]:
+            out = (held(one) + held(two)) / 2
+        else:
+            out = held(one if made[0] else two)
+        return self.mark(out, Mark(out))
+
+    def _do(self, func, *args, **kwargs):
+        return self._call(func, b.plain(func)[0], args, kwargs)
+
+    def _attention(self, q, k, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        do = self._do
+        if enable_gqa:
+            k, value = (do(torch.repeat_interleave, t, q.shape[-3] // t.shape[-3], dim=-3) for t in (k, value))
+        scores = do(torch.matmul, q, do(torch.transpose, k, -2, -1))
+        scores = do(torch.mul, scores, q.shape[-1] ** -0.5 if scale is None else scale)
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros(attn_mask.shape, dtype=q.dtype).masked_fill(~attn_mask, -torch.inf)
+        if attn_mask is not None:
+            scores = do(torch.add, scores, attn_mask)
+        return do(torch.matmul, do(torch.softmax, scores, -1), value)
+
+    def _heads(
+        self, query, key, value, num_heads, in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias, **more
+    ):
+        """torch's multi-head attention without masks, on (L, N, E)."""
+        assert more.get("attn_mask") is None and more.get("key_padding_mask") is None and in_proj_weight is not None
+        do, parts = self._do, []
+        biases = [None] * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+        for signal, w, bias in zip((query, key, value), in_proj_weight.chunk(3), biases, strict=True):
+            part = do(torch.unflatten, do(nn.functional.linear, signal, w, bias), -1, (num_heads, -1))
+            parts.append(do(torch.permute, part, (1, 2, 0, 3)))
+        out = do(torch.flatten, do(torch.permute, self._attention(*parts), (2, 0, 1, 3)), 2)
+        return do(nn.functional.linear, out, out_proj_weight, out_proj_bias), None
+
     # ------------------------------------------------------------ products and sums
 
     def _product(self, func, name, args, kwargs, carried):
@@ -285,6 +353,11 @@ def _carried(args, kwargs) -> list[Tensor]:
     """Tensors that depend on the input, in nested arguments."""
     leaves = tree_flatten((args, kwargs))[0]
     return [t for t in leaves if isinstance(t, Tensor) and t.requires_grad]
+
+
+def _softmaxes(t: Tensor) -> frozenset:
+    """The softmaxes that a tensor was computed from."""
+    return getattr(t, "_softmaxes", frozenset())
 
 
 def _copied(value):
