@@ -177,6 +177,7 @@ class Held(TorchFunctionMode):
         if name in b.ELEMENTWISE:
             return self.mark(self._no_rule(name, y), Mark(y, self._chain(x), b.BOUNDS.get(name)))
         if name == "batch_norm":
+            y.register_hook(Tensor.contiguous)  # torch 2.15: else wrong for one sample, findings/batchnorm_of_one.sh
             return self._affine(carried[0], y, None)
         if name not in b.KNOWN or (name in b.ONE_FACTOR and len(carried) > 1):
             for part in _carried(y, {}):
