@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from networks import Net
 from torch import nn
 
-from lrp import LRP, LRPError, UnsupportedOperation, capture, composites, rules
+from lrp import LRP, InputError, UnsupportedOperation, composites, rules
 
 RULES = {
     "AttnLRP": composites.AttnLRP(),
@@ -171,9 +171,7 @@ def test_weights_that_are_used_as_a_signal(average):
 
     att = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
     head = nn.Linear(6 + LENGTH**2 * (1 if average else HEADS), 3)
-    fused = networks(
-        lambda m, x: run(m, *m.att(x, x, x, average_attn_weights=average)), hand, att=att, head=head
-    )
+    fused = networks(lambda m, x: run(m, *m.att(x, x, x, average_attn_weights=average)), hand, att=att, head=head)
     assert_same_maps(*fused, X, ["AttnLRP"])
     for name in ("CP-LRP", "epsilon, plus"):
         with pytest.raises(UnsupportedOperation, match="softmax"):
@@ -183,12 +181,12 @@ def test_weights_that_are_used_as_a_signal(average):
 @pytest.mark.parametrize("mask", [None, SQUARE, CUBE[:HEADS]])
 def test_one_series_without_an_axis_of_samples(mask):
     def fused(m, x):
-        return pooled(m, torch.stack([m.att(one, one, one, attn_mask=mask)[0] for one in x.unbind(0)]))
+        return pooled(m, m.att(x[0], x[0], x[0], attn_mask=mask)[0].unsqueeze(0))
 
     def hand(m, x):
         return pooled(m, multihead(m.att, x, x, x, None if mask is None else added(mask))[0])
 
-    assert_same_maps(*networks(fused, hand, att=nn.MultiheadAttention(WIDTH, HEADS)), X)
+    assert_same_maps(*networks(fused, hand, att=nn.MultiheadAttention(WIDTH, HEADS)), X[:1])
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -338,3 +336,160 @@ def test_a_whole_transformer():
         return pooled(m, m.t.decoder.norm(decoder(m.t.decoder.layers[0], kv, memory)))
 
     assert_same_maps(*networks(lambda m, x, kv: pooled(m, m.t(x, kv)), hand, Two, **parts), (X, KV))
+
+
+# ---------------------------------------------------------------- masks, and the order of tokens
+
+
+def in_a_view(scores, mask):
+    """As in a Swin block: the mask is added to windows, and the softmax is taken of another view."""
+    return (scores.view(1, -1, HEADS, LENGTH, LENGTH) + mask[None, None, None]).view(-1, HEADS, LENGTH, LENGTH)
+
+
+ATTENDED = {
+    "added by hand": lambda m, q, k, v: torch.matmul(attention(q, k, v, m.mask), v),
+    "added in a view": lambda m, q, k, v: torch.matmul(in_a_view(q @ k.mT * 0.5, m.mask).softmax(-1), v),
+    "of a permuted view": lambda m, q, k, v: torch.matmul(in_a_view((k @ q.mT * 0.5).mT, m.mask).softmax(-1), v),
+    "filled in": lambda m, q, k, v: torch.matmul(
+        (q @ k.mT * 0.5).masked_fill(m.mask < 0, m.mask.min().item()).softmax(-1), v
+    ),
+    "of scaled_dot_product_attention": lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, m.mask),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("lowest", [True, False])
+def test_hidden_keys_by_infinity_or_the_lowest_number(lowest, dtype):
+    """The map is finite, the same whichever way the mask gets there, and near that of masks that are mild enough."""
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-3}.get(dtype, 0.2)
+    for rule in ("AttnLRP", "CP-LRP"):
+        found = []
+        for low in (-60.0, torch.finfo(dtype).min if lowest else -torch.inf):
+            for call in ATTENDED.values():
+
+                def run(m, x, call=call):
+                    q, k, v = (split(layer(x)) for layer in (m.q, m.k, m.v))
+                    return pooled(m, call(m, q, k, v).transpose(1, 2).flatten(2))
+
+                torch.manual_seed(2)
+                model = networks(run, None, **{n: nn.Linear(WIDTH, WIDTH) for n in "qkv"})[0].to(dtype)
+                model.mask = torch.zeros(LENGTH, LENGTH, dtype=dtype).masked_fill(SQUARE, low)
+                found.append(LRP(model, RULES[rule]).attribute(X.to(dtype), 1))
+        assert all(same(R, found[0], tolerance) for R in found[1:])
+
+
+def test_a_buffer_may_hide_keys_but_not_be_spoilt():
+    model = networks(lambda m, x: pooled(m, F.scaled_dot_product_attention(m.q(x), x, x, m.mask)), None,
+                     q=nn.Linear(WIDTH, WIDTH), mask=added(SQUARE))[0]  # fmt: skip
+    assert LRP(model).attribute(X, 1).isfinite().all()
+    for wrong in (torch.nan, torch.inf):
+        model.mask[0, 0] = wrong
+        with pytest.raises(InputError, match="`mask` of Net holds NaN or infinite"):
+            LRP(model).attribute(X, 1)
+
+
+@pytest.mark.parametrize("rule", ["AttnLRP", "CP-LRP", "epsilon, plus"])
+def test_a_hidden_token_gets_nothing(rule):
+    """It is hidden from all others, and the head does not read its own place."""
+    hides = torch.tensor([[False] * 4 + [True]] * 2)
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 12, batch_first=True)
+    encoders = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def run(m, x):
+        return pooled(m, m.e(x, src_key_padding_mask=m.hides)[:, :4])
+
+    R = LRP(networks(run, None, e=encoders, hides=hides)[0], RULES[rule]).attribute(X, 1)
+    assert R.isfinite().all() and not R[:, 4].any() and (R[:, :4].abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize("rule", ["AttnLRP", "CP-LRP", "epsilon, plus"])
+def test_tokens_in_another_order(rule):
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 12, batch_first=True, norm_first=True)
+    explainer = LRP(networks(lambda m, x: pooled(m, m.e(x)), None, e=layer)[0], RULES[rule])
+    order = torch.tensor([3, 1, 4, 0, 2])
+    assert same(explainer.attribute(X[:, order], 1), explainer.attribute(X, 1)[:, order])
+
+
+def test_each_sample_alone_and_a_series_of_another_length():
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 12)  # the samples are on the second axis inside
+    model = networks(lambda m, x: pooled(m, m.e(x.transpose(0, 1)).transpose(0, 1)), None, e=layer)[0]
+    explainer = LRP(model, RULES["AttnLRP"])
+    for x in (X, KV, drawn(1, 2, WIDTH)):
+        whole = explainer.explain(x, 1)
+        alone = torch.cat([explainer.attribute(one[None], 1) for one in x])
+        assert same(whole.relevance, alone) and whole.imbalance < 1e-9
+
+
+# ---------------------------------------------------------------- what is refused, by name
+
+
+def test_weights_that_are_dropped_in_eval_mode():
+    model = networks(lambda m, x: pooled(m, F.scaled_dot_product_attention(x, x, x, dropout_p=0.1)), None)[0]
+    with pytest.raises(UnsupportedOperation, match=r"scaled_dot_product_attention.*test_opened.py:\d+.*dropout_p=0.1"):
+        LRP(model).attribute(X, 1)
+
+    def function(m, x):
+        a = m.att
+        return pooled(m, F.multi_head_attention_forward(
+            x, x, x, WIDTH, HEADS, a.in_proj_weight, a.in_proj_bias, None, None, False, 0.1, a.out_proj.weight,
+            a.out_proj.bias,
+        )[0])  # fmt: skip
+
+    with pytest.raises(UnsupportedOperation, match=r"dropout_p=0.1.*training=False"):
+        LRP(networks(function, None, att=nn.MultiheadAttention(WIDTH, HEADS))[0]).attribute(X, 1)
+
+
+def test_dropout_of_a_module_in_eval_mode_is_nothing():
+    found = []
+    for p in (0.0, 0.5):
+        torch.manual_seed(2)
+        att = nn.MultiheadAttention(WIDTH, HEADS, dropout=p, batch_first=True)
+        model = networks(lambda m, x: pooled(m, m.att(x, x, x)[0]), None, att=att)[0]
+        found.append(LRP(model, RULES["AttnLRP"]).attribute(X, 1))
+    assert found[0].equal(found[1])
+    with pytest.raises(InputError, match="training mode"):
+        LRP(model.train())
+
+
+def test_keys_that_are_made_beforehand():
+    def run(m, x):
+        a, ahead = m.att, torch.zeros(2 * HEADS, 3, WIDTH // HEADS, dtype=x.dtype)
+        return pooled(m, F.multi_head_attention_forward(
+            x, x, x, WIDTH, HEADS, a.in_proj_weight, a.in_proj_bias, None, None, False, 0.0, a.out_proj.weight,
+            a.out_proj.bias, static_k=ahead, static_v=ahead,
+        )[0])  # fmt: skip
+
+    model = networks(run, None, att=nn.MultiheadAttention(WIDTH, HEADS))[0]
+    with pytest.raises(UnsupportedOperation, match="static_k"):
+        LRP(model).attribute(X.transpose(0, 1), 1)
+
+
+def test_a_mask_that_is_computed_from_the_input():
+    """What a comparison says is a constant; numbers that carry relevance are refused, or are summands of the scores."""
+
+    def hand(m, x):
+        hides = (x[..., 0] < -0.5).double() * -50
+        return pooled(m, multihead(m.att, x, x, x, hides[:, None, None])[0])
+
+    def fused(m, x):
+        return pooled(m, m.att(x, x, x, key_padding_mask=(x[..., 0] < -0.5).double() * -50)[0])
+
+    def boolean(m, x):
+        return pooled(m, m.att(x, x, x, key_padding_mask=(x < -0.5)[..., 0].logical_not().logical_not())[0])
+
+    att = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+    one, other = networks(fused, hand, att=att)
+    assert_same_maps(one, other, X)
+    assert same(LRP(networks(boolean, None, att=att)[0]).attribute(X, 1), LRP(one).attribute(X, 1), 1e-6)
+    model = networks(lambda m, x: pooled(m, m.att(x, x, x, key_padding_mask=x[..., 0])[0]), None, att=att)[0]
+    with pytest.raises(UnsupportedOperation, match=r"node `att` .*mask that is computed from the input's values"):
+        LRP(model).attribute(X, 1)
+
+    def biased(attend):
+        return lambda m, x: pooled(m, attend(m.q(x), x, x, m.bias(x)))
+
+    one, other = networks(
+        biased(F.scaled_dot_product_attention), biased(lambda q, k, v, b: torch.matmul(attention(q, k, v, b), v)),
+        q=nn.Linear(WIDTH, WIDTH), bias=nn.Linear(WIDTH, LENGTH),
+    )  # fmt: skip
+    assert_same_maps(one, other, X)
