@@ -135,8 +135,9 @@ def tensor(x: Tensor, model: nn.Module) -> None:
 
 
 def finite_weights(model: nn.Module) -> None:
-    """Raise InputError naming the first parameter or buffer with NaN or Inf."""
-    for name, t in (*model.named_parameters(), *model.named_buffers()):
+    """Raise InputError naming the first parameter or buffer with NaN or Inf; in a buffer, -inf may be a mask's."""
+    masks = {name: t.masked_fill(t == -torch.inf, 0) if t.dim() > 1 else t for name, t in model.named_buffers()}
+    for name, t in (*model.named_parameters(), *masks.items()):
         _finite(t, f"`{name}` of {type(model).__name__}", ": load sound weights")
 
 

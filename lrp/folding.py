@@ -34,6 +34,7 @@ VIEWS = set(
     "flatten reshape view permute transpose t squeeze unsqueeze cat concat concatenate stack expand expand_as movedim "
     "moveaxis swapaxes swapdims narrow select unflatten view_as reshape_as ravel flip pixel_unshuffle".split()
 )
+RESHAPES = set("flatten reshape view unflatten".split())
 CASTS = v.KEEPS_SIGN_NAMES | {"float", "double", "half", "bfloat16", "type_as"}
 
 
@@ -56,8 +57,12 @@ def fold(graph: Graph, norms: bool = True) -> Graph:
         if count:
             layer.after, layer.aliases = holed(chain[:count]), (*layer.aliases, *(p.name for p in chain[:count]))
         rest = chain[count:]
-        if rest and (softmax := _softmax(rest[-1], readers, alone)):
-            softmax.before, softmax.aliases = holed(rest), tuple(p.name for p in rest)
+        if rest and (found := _softmax(rest[-1], readers, alone)):
+            softmax, views = found
+            softmax.before, softmax.aliases = (
+                holed([*_undone(views, rest[0].inputs[0]), *rest, *views]),
+                tuple(p.name for p in rest),
+            )
             rest = []
         if rest:
             heads.append(_head(rest))
@@ -122,15 +127,37 @@ def _only_shift(chain: list[Node]) -> bool:
     return all(piece.kind == v.ADD or piece.op in v.NEGATIONS for piece in chain) and prod(signs) == 1
 
 
-def _softmax(last: Node, readers: dict[Node, list[Node]], alone: Callable[[Node], bool]) -> Node | None:
-    """The softmax whose scores these affine maps make: what they add, a mask or a position bias, belongs to it."""
+def _softmax(
+    last: Node, readers: dict[Node, list[Node]], alone: Callable[[Node], bool]
+) -> tuple[Node, list[Node]] | None:
+    """The softmax whose scores these affine maps make: what they add, a mask or a position bias, belongs to it.
+
+    With it, the views of the scores that stand between, as in a Swin block, where the mask is added to windows.
+    """
+    views: list[Node] = []
     while alone(last):
         (last,) = readers[last]
         if last.kind == v.SOFTMAX:
-            return last
-        if last.kind != v.ACTIVATION or last.op not in v.COPIES:
+            return last, views
+        if last.op in RESHAPES and last.kind == v.REARRANGE:
+            views.append(last)
+        elif last.kind != v.ACTIVATION or last.op not in v.COPIES:
             return None
     return None
+
+
+def _undone(views: list[Node], source: Node) -> list[Node]:
+    """The view back to the shape that the affine maps saw, of scores that come in the shape of the softmax."""
+    for view in views:
+        view.call = _reshaped if view.op == "view" else view.call  # `source` may be a view itself, a sum never is
+    return [
+        Node(f"{view.name}.back", v.REARRANGE, "reshape_as", Tensor.reshape_as, (view, source), inputs=(view,))
+        for view in views[-1:]
+    ]
+
+
+def _reshaped(x: Tensor, *shape) -> Tensor:
+    return x.reshape(*shape)
 
 
 def _depends(piece: Node, on: Callable[[Node], bool]) -> bool:

@@ -147,8 +147,8 @@ def _multihead_module(
         do, (query, key, value), m.num_heads,
         [do.parameter(m, name) for name in names] if whole is None else whole, do.parameter(m, "in_proj_bias"),
         do.parameter(m, "out_proj.weight"), do.parameter(m, "out_proj.bias"),
-        m.bias_k is not None or m.add_zero_attn, key_padding_mask, attn_mask,
-        (need_weights, average_attn_weights), m.batch_first,
+        _own_keys([do.parameter(m, name) for name in ("bias_k", "bias_v")], m.add_zero_attn), key_padding_mask,
+        attn_mask, (need_weights, average_attn_weights), m.batch_first,
     )  # fmt: skip
 
 
@@ -160,35 +160,48 @@ def _multihead_function(
 ) -> tuple[Node, Node | None]:  # fmt: skip
     if training and dropout_p:
         raise do.refuse(f"drops attention at random (dropout_p={dropout_p}): pass training=False")
-    own = [q_proj_weight, k_proj_weight, v_proj_weight] if use_separate_proj_weight else in_proj_weight
-    more = add_zero_attn or any(t is not None for t in (bias_k, bias_v, static_k, static_v))
+    if static_k is not None or static_v is not None:
+        raise do.refuse("takes keys or values that are made beforehand (static_k, static_v): no rule shares these")
+    weights = [q_proj_weight, k_proj_weight, v_proj_weight] if use_separate_proj_weight else in_proj_weight
     return _multihead(
-        do, (query, key, value), num_heads, own, in_proj_bias, out_proj_weight, out_proj_bias, more,
-        key_padding_mask, attn_mask, (need_weights, average_attn_weights), False,
+        do, (query, key, value), num_heads, weights, in_proj_bias, out_proj_weight, out_proj_bias,
+        _own_keys((bias_k, bias_v), add_zero_attn), key_padding_mask, attn_mask,
+        (need_weights, average_attn_weights), False,
     )  # fmt: skip
 
 
 def _multihead(
-    do: Do, signals: Sequence[Node], heads: int, weights, bias, out_weight, out_bias, more_keys: bool, padding, mask,
+    do: Do, signals: Sequence[Node], heads: int, weights, bias, out_weight, out_bias, own: list, padding, mask,
     wanted: tuple[bool, bool], batch_first: bool,
 ) -> tuple[Node, Node | None]:  # fmt: skip
     """nn.MultiheadAttention: projections, heads beside the samples, attention, and the projection of all heads."""
-    if more_keys:
-        raise do.refuse(
-            "(MultiheadAttention) has keys of its own (bias_k, add_zero_attn, static_k): no rule shares these"
-        )
     three = range(3)
     weights = weights if isinstance(weights, list) else _thirds(do, weights)
     biases = [None] * 3 if bias is None else _thirds(do, bias)
     parts = [do("linear", signals[i], weights[i], biases[i], called=f"{'qkv'[i]}_proj") for i in three]
     split = [do("unflatten", part, -1, (heads, -1)) for part in parts]  # (N, L, heads, d), or (L, N, heads, d)
     q, k, value = (do("transpose", p, -3, -2) if batch_first else do("movedim", p, 0, -2) for p in split)
+    for own_key, own_value in own:
+        k = do("cat", [k, do(own_row, k, own_key)], -2)
+        value = do("cat", [value, do(own_row, value, own_value)], -2)
     masks = [_head_mask(do, q, mask, heads, False), _head_mask(do, q, padding, heads, True)]
-    o, attention = _attend(do, q, k, value, [m for m in masks if m is not None])
+    masks = [do("pad", m, (0, len(own))) if own else m for m in masks if m is not None]  # all see what is its own
+    o, attention = _attend(do, q, k, value, masks)
     o = do("transpose", o, -3, -2) if batch_first else do("movedim", o, -2, 0)
     out = do("linear", do("flatten", o, -2), out_weight, out_bias, called="out_proj")
     need, average = wanted
     return out, None if not need else do("mean", attention, -3) if average else attention
+
+
+def _own_keys(biases: Sequence, zeros: bool) -> list[tuple]:
+    """The keys and values that stand behind those of the input: parameters, and zeros (None)."""
+    return [tuple(biases)] * (biases[0] is not None) + [(None, None)] * zeros
+
+
+def own_row(k: Tensor, bias: Tensor | None) -> Tensor:
+    """One more row for keys or values (..., heads, S, d): of a bias of all heads, (1, 1, heads d), or of zeros."""
+    row = k.new_zeros(k.shape[-3], 1, k.shape[-1]) if bias is None else bias.view(k.shape[-3], 1, -1)
+    return row.expand(*k.shape[:-2], 1, -1)
 
 
 def _thirds(do: Do, whole) -> list[Node]:
