@@ -263,5 +263,15 @@ class AttnLRP(CPLRP):
 class LXTViT(CPLRP):
     """What LXT 2.1 does to torchvision's vision transformers: CP-LRP inside the attention, AttnLRP outside.
 
-    Outside the attention the two agree here, so this is `CPLRP` under the name that its users look for.
+    It is `CPLRP` but for one thing: its gammas are set at modules, and the projections inside nn.MultiheadAttention are
+    none, so these take LRP-epsilon (achtibat2024attnlrp, the authors' program).
     """
+
+    def __init__(self, gamma: float = 0.25, gamma_linear: float = 0.05, epsilon: float = 1e-6, **options):
+        super().__init__(gamma, gamma_linear, epsilon, **options)
+        self.rules.insert(0, (no_module, r.Epsilon(epsilon)))
+
+
+def no_module(node: Node) -> bool:
+    """Is this a dense layer that is called as a function?"""
+    return node.kind == v.DENSE and node.module is None
