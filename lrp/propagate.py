@@ -89,7 +89,7 @@ class Applied:
         self.nonnegative = self.nonnegative or [False] * len(self.xs)
         self.inputs: dict = {}  # parts of the inputs
         self.measured: dict[Group, Tensor] = {}  # denominators that `forward` has worked out
-        self.prepared: dict[Group, tuple] = {}  # denominators made safe to divide by
+        self.prepared: dict[Group | str, tuple] = {}  # denominators made safe to divide by
         self.divisors: tuple = ()
         self.again = False  # will `back` be called again? Then nothing that it needs may be overwritten
 
@@ -176,12 +176,17 @@ class Applied:
         What comes back to one part of the inputs is added up first, and multiplied by that part once, in `back`.
         """
         for xs, w in self._terms(group):
-            backs = self.operator.transpose(s, w, xs)
-            if id(xs) in self.backs:
-                pairs = zip(self.backs[id(xs)][1], backs, strict=True)
-                backs = [a.add_(b) if self.operator.fresh else a + b for a, b in pairs]
-            self.backs[id(xs)] = xs, backs
-        b = self._bias(group)
+            self._hand(xs, w, s)
+        self._keep(self._bias(group), s)
+
+    def _hand(self, xs: list[Tensor], w: Tensor, s: Tensor) -> None:
+        backs = self.operator.transpose(s, w, xs)
+        if id(xs) in self.backs:
+            pairs = zip(self.backs[id(xs)][1], backs, strict=True)
+            backs = [a.add_(b) if self.operator.fresh else a + b for a, b in pairs]
+        self.backs[id(xs)] = xs, backs
+
+    def _keep(self, b: Tensor | None, s: Tensor) -> None:
         if b is not None:
             self.bias = self.bias + self.operator.bias_share(b, s, self.samples).double()
 
@@ -210,6 +215,9 @@ class Applied:
 
     def _stabilised(self, R: Tensor) -> None:
         """Division where contributions may cancel: by z moved away from zero."""
+        if self.rule.own_sign and not all(self.nonnegative):
+            self._by_own_sign(R)
+            return
 
         def moved(z: Tensor) -> tuple[Tensor, Tensor]:
             z_s = stabilise(z, self.rule.epsilon, self.rule.relative, self.samples)
@@ -226,6 +234,26 @@ class Applied:
             s = R_g / z_s
             self._send(group, s)
             self.stabiliser = self.stabiliser + total(s * gap, self.samples)
+
+    def _by_own_sign(self, R: Tensor) -> None:
+        """Gamma at inputs of both signs, its two groups at once: half of the products that these take by themselves.
+
+        With contributions c_i = x_i w_i and m_i = |x_i w_i|, those of the sign of z are (c_i + sign(z) m_i) / 2.
+        """
+        g, bias = self.rule.own_sign / 2, self.b if self.absorb else None
+        xs, w, b = self._inputs(magnitude), self._weight(magnitude), None if bias is None else bias.abs()
+        if "own sign" not in self.prepared:
+            z = self.output()
+            sign = torch.where(z >= 0, 1.0, -1.0).to(z).mul_(g)
+            z = z * (1 + g) + sign * self.operator.forward(xs, w, b)
+            z_s = stabilise(z, self.rule.epsilon, self.rule.relative, self.samples)
+            self.prepared["own sign"] = sign, z_s, z_s - z
+        sign, z_s, gap = self.prepared["own sign"]
+        s = R / z_s
+        self.stabiliser = self.stabiliser + total(s * gap, self.samples)
+        for values, weight, kept, part in ((self.xs, self.w, bias, s * (1 + g)), (xs, w, b, s * sign)):
+            self._hand(values, weight, part)
+            self._keep(kept, part)
 
     def _exactly(self, R: Tensor) -> None:
         """Division where contributions of a group have one sign. Units with nothing to divide by take the fallback."""

@@ -98,6 +98,7 @@ class Rule:
     fallback: tuple[Group, ...] = ()
     one_sided: bool = False
     complete: bool = False  # do the groups together make z, bias included?
+    own_sign: float = 0.0  # how much more than once contributions of the unit's own sign count
     at: tuple[str, ...] = ()  # the only kinds of node at which it has a meaning (none: any linear map)
     sign_selective: bool = False  # would negated weights give other shares? (Contrastive(kind=2) needs it)
     epsilon: float = 1e-6
@@ -203,6 +204,10 @@ class Gamma(Rule):
     def __post_init__(self):
         if not self.gamma >= 0:
             raise ValueError(f"gamma must be >= 0, not {self.gamma}")
+
+    @property
+    def own_sign(self):
+        return self.gamma
 
     @property
     def groups(self):
