@@ -126,6 +126,8 @@ class Local(Step):
     def transpose(self, R: Tensor) -> list[Tensor]:
         """Vector-Jacobian products: (T, N, ...) -> one (T, N, ...) for each source."""
         rows = []
+        if self.node.kind == v.NORM:
+            R = R.contiguous()  # torch 2.15 takes other strides of one sample for channels-last: wrong values
         if self.y.requires_grad:
             rows = [torch.autograd.grad(self.y, self.leaves, r, retain_graph=True, allow_unused=True) for r in R]
         shares = []

@@ -74,8 +74,16 @@ def prepared(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
         for module in net.modules():
             if getattr(module, "inplace", False):
                 module.inplace = False
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.register_forward_hook(_gradient_in_order)
         checks.same_output(output, net(x.clone()), model)
     return net, output
+
+
+def _gradient_in_order(module: nn.Module, args: tuple, output: Tensor) -> None:
+    """torch 2.15 takes the strides of a turned gradient of one image for channels-last, and BatchNorm's is wrong."""
+    if output.requires_grad:
+        output.register_hook(Tensor.contiguous)
 
 
 # ---------------------------------------------------------------- gradients

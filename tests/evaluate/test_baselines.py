@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from networks import Net, state
 from torch import nn
 
-from lrp import LRP, CaptureError, InputError, LRPError, TargetError, UnsupportedOperation, composites, seeds
+from lrp import LRP, CaptureError, InputError, LRPError, TargetError, UnsupportedOperation, composites, rules, seeds
 from lrp.evaluate import baselines
 from lrp.evaluate.baselines import METHODS, lrp_method
 from lrp.evaluate.metrics import centre
@@ -383,3 +383,26 @@ def test_a_contrast_is_cut_after_the_sum_over_channels(kind):
     same(lrp_method(composite, seeds.Contrastive(kind))(model, x, 1), signed.clamp(min=0))
     same(lrp_method(composite, seeds.Contrastive(kind, positive=False))(model, x, 1), signed)
     assert signed.min() < 0 < signed.max()
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True)])
+def test_gradients_of_one_image_are_right_behind_a_norm_and_a_transposition(norm):
+    """torch 2.15.0 (CPU) gets them wrong: findings/batchnorm_of_one.sh. Two images are right, and so is one here."""
+    torch.manual_seed(0)
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), norm
+            nn.init.uniform_(self.norm.weight, 0.5, 2)
+
+        def forward(self, x):
+            return self.norm(self.conv(x)).flatten(2).transpose(1, 2).mean(1)
+
+    model, x = Turned().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for name in ("gradient", "gradient x input"):
+        method = baselines.METHODS[name]
+        assert torch.allclose(method(model, x[:1], 1), method(model, x, 1)[:1], rtol=1e-9, atol=1e-12)
+    back = LRP(model, composites.Composite([("any", rules.Adjoint())], norm=rules.Adjoint()))
+    one, two = back.attribute(x[:1], 1), back.attribute(x, 1)[:1]
+    assert torch.allclose(one, two, rtol=1e-9, atol=1e-12)
