@@ -6,7 +6,8 @@ from torch import Tensor
 from .errors import LRPError
 from .graph import Node
 from .operators import Operator
-from .rules import Rule, same
+from .parts import same
+from .rules import Rule
 
 LARGEST = 2**26  # numbers in the matrices of one function at x
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from . import checks, ends, steps
+from . import checks, ends, products, steps
 from . import kinds as v
 from .errors import LRPError
 from .graph import Graph, Node, reachable
@@ -34,11 +34,11 @@ AT = {
     **dict.fromkeys((v.AVERAGE, v.LRN), At(None, steps.RuledLocal, steps.Local, steps.RuledLocal)),
     **dict.fromkeys((v.ACTIVATION, v.SCALE), At(Pass(), steps.Through, steps.Local)),
     v.NORM: At(None, steps.Through, steps.Local, steps.RuledNorm),
-    v.MATMUL: At(None, steps.Matmul, steps.Local),
+    v.MATMUL: At(None, products.Matmul, steps.Local),
     v.SOFTMAX: At(Own(v.SOFTMAX), steps.Refused, steps.Local, steps.RuledLocal),
     v.MAXIMUM: At(Own(v.MAXIMUM), steps.Local, steps.Local),
     v.REARRANGE: At(Own(v.REARRANGE), steps.Local, steps.Local),
-    v.PRODUCT: At(Own(v.PRODUCT), steps.Gate, steps.Local),
+    v.PRODUCT: At(Own(v.PRODUCT), products.Gate, steps.Local),
     v.UNKNOWN: At(Own(v.UNKNOWN), steps.Refused, steps.Local, steps.RuledLocal),
     v.PIECES: At(Own(v.PIECES), steps.Refused, steps.Refused),
 }
@@ -56,7 +56,7 @@ def choose(node: Node, rule: Rule) -> type[steps.Step]:
     if isinstance(rule, Adjoint):
         return rule.step or at.adjoint
     if rule.at:
-        return {v.SOFTMAX: steps.Softmax}.get(node.kind, at.step)
+        return {v.SOFTMAX: products.Softmax}.get(node.kind, at.step)
     if at.ruled is steps.RuledNorm and node.op in v.UNCENTRED:  # a scale, which no rule tells from the identity
         return steps.Through
     if at.ruled:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from .operators import Operator
-from .rules import EQUAL, PLAIN, Group, Rule, magnitude, neg, pos, same
+from .parts import EQUAL, PLAIN, Group, magnitude, neg, pos, same
+from .rules import Rule
 from .samples import Samples, beside, rows
 
 
@@ -238,7 +239,7 @@ class Applied:
     def _by_own_sign(self, R: Tensor) -> None:
         """Gamma at inputs of both signs, its two groups at once: half of the products that these take by themselves.
 
-        With contributions c_i = x_i w_i and m_i = |x_i w_i|, those of the sign of z are (c_i + sign(z) m_i) / 2.
+        Of contributions c and their magnitudes m, those of the sign of z are (c + sign(z) m) / 2.
         """
         g, bias = self.rule.own_sign / 2, self.b if self.absorb else None
         xs, w, b = self._inputs(magnitude), self._weight(magnitude), None if bias is None else bias.abs()

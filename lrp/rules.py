@@ -18,72 +18,28 @@ magnitude. With `bias="absorb"` the bias stands in the denominator, in the part 
 share; with `bias="exclude"` it is left out, and the inputs share everything.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# parts of an input or a weight
-
-
-def same(t: Tensor) -> Tensor:
-    return t
-
-
-def pos(t: Tensor) -> Tensor:
-    return t.clamp(min=0)
-
-
-def neg(t: Tensor) -> Tensor:
-    return t.clamp(max=0)
-
-
-magnitude, square, ones = torch.abs, torch.square, torch.ones_like
-
-
-@dataclass(frozen=True)
-class Tilt:
-    """w + gamma * part(w): the part that gamma favours."""
-
-    gamma: float
-    part: Callable[[Tensor], Tensor]
-
-    def __call__(self, t: Tensor) -> Tensor:
-        return t + self.gamma * self.part(t)
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """The same value for every input: a number, or a tensor that broadcasts against the input."""
-
-    value: float | Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.value, dtype=x.dtype, device=x.device).expand_as(x)
-
-
-class Part(NamedTuple):
-    """One product of the group: a function of the input and a function of the weight."""
-
-    x: Callable[[Tensor], Tensor]
-    w: Callable[[Tensor], Tensor]
-
-
-class Group(NamedTuple):
-    """Contributions that share one denominator; `where` +1 / -1 limits it to units with z >= 0 / z < 0."""
-
-    parts: tuple[Part, ...]
-    bias: Callable[[Tensor], Tensor] | None = None
-    where: int = 0
-
-
-PLAIN = Group((Part(same, same),), bias=same)
-POSITIVE = Group((Part(pos, pos), Part(neg, neg)), bias=pos)
-NEGATIVE = Group((Part(pos, neg), Part(neg, pos)), bias=neg)
-UNIFORM = Group((Part(ones, magnitude),))
-EQUAL = Group((Part(ones, ones),))  # the last resort: a pruned filter, active by its bias alone
+from .parts import (
+    EQUAL,
+    NEGATIVE,
+    PLAIN,
+    POSITIVE,
+    UNIFORM,
+    Constant,
+    Group,
+    Part,
+    Tilt,
+    magnitude,
+    neg,
+    ones,
+    pos,
+    same,
+    square,
+)
 
 
 class Rule:
@@ -314,16 +270,8 @@ class Own(Rule):
 
 
 @dataclass(frozen=True)
-class SignalTakesAll(Rule):
-    r"""At a product of two matrices, O = A V: the weights A count as constants, V gets everything.
-
-    .. math:: R_{ip} = \sum_j \frac{A_{ji} V_{ip}}{O_{jp} + \epsilon_{jp} \operatorname{sign} O_{jp}} R_{jp}
-
-    A is the factor that a softmax or sigmoid made, be it mixed or masked since. Where the graph tells no gate, as at
-    q k^T, the two get halves (`Uniform`). It is the rule of every composite but `AttnLRP`.
-
-    Sources: arras2017explaining (gates), ali2022xai (attention). Deviation: epsilon is relative by default.
-    """
+class ProductRule(Rule):
+    """Base of the rules at products of two signals; `epsilon` as in `Epsilon`."""
 
     epsilon: float = 1e-6
     relative: bool = True
@@ -331,33 +279,33 @@ class SignalTakesAll(Rule):
     at = ("matmul", "product")
 
 
-@dataclass(frozen=True)
-class Uniform(Rule):
-    r"""At a product of two signals, each gets half, by its contributions: O = A V as a sum of A_ji V_ip.
+class SignalTakesAll(ProductRule):
+    r"""O = A V, whose weights A a softmax or sigmoid made, perhaps mixed since: all to V, nothing to A.
+
+    .. math:: R_{ip} = \sum_j \frac{A_{ji} V_{ip}}{O_{jp} + \epsilon_{jp} \operatorname{sign} O_{jp}} R_{jp}
+
+    Where the graph tells no gate, as at q k^T, it is `Uniform`. It stands in every composite but `AttnLRP`.
+    Sources: arras2017explaining (gates), ali2022xai (attention). Deviation: epsilon is relative by default.
+    """
+
+
+class Uniform(ProductRule):
+    r"""O = A V: half to each, by contributions A_ji V_ip; at an elementwise product R / 2 each, gate or not.
 
     .. math:: R_{ji} = \sum_p \frac{A_{ji} V_{ip}}{2 O_{jp}} R_{jp}, \qquad
               R_{ip} = \sum_j \frac{A_{ji} V_{ip}}{2 O_{jp}} R_{jp}
 
-    with O moved away from zero by epsilon. At an elementwise product it is R / 2 each, gate or not.
-
     Source: achtibat2024attnlrp, propositions 3.2 and 3.3. Deviation: epsilon is relative by default.
     """
-
-    epsilon: float = 1e-6
-    relative: bool = True
-
-    at = ("matmul", "product")
 
 
 @dataclass(frozen=True)
 class Taylor(Rule):
-    r"""At a softmax s = softmax(x): its Taylor expansion at x, whose constant keeps a share.
+    r"""At a softmax s = softmax(x): its Taylor expansion at x, whose constant keeps a share; x = -inf gets nothing.
 
     .. math:: R_i = x_i \Big(R_i^{out} - s_i \sum_j R_j^{out}\Big)
 
-    A masked place (x = -inf) gets nothing. What is added to the scores right before, a mask or a position bias, is part
-    of the constant: R_i goes to the scores themselves.
-
+    What is added to the scores right before, a mask or a position bias, is part of the constant.
     Source: achtibat2024attnlrp, proposition 3.1.
     """
 

@@ -26,8 +26,9 @@ from torch import Tensor
 from . import kinds as v
 from .errors import UnsupportedOperation
 from .graph import Node
+from .parts import Group, Part, ones, pos, same
 from .propagate import stabilise
-from .rules import Group, Part, Rule, ones, pos, same
+from .rules import Rule
 
 
 class Told(Rule):

@@ -9,13 +9,11 @@ more: `forth`, the same map for a small change of the sources, and `constant`, w
     Ruled     the same, average, LRN, norm, unknown    a rule with groups         shares by the rule (lrp.propagate)
     Through   activation, scale, norm; by override     Pass                       R
     Local     pooling, views; all but linear maps      their own way; Adjoint     J^T R, by a small graph of autograd
-    Gate      product                                  SignalTakesAll, Uniform    R for the signal, or halves
-    Matmul    product of two matrices                  SignalTakesAll, Uniform    by contributions a_ji v_ip
-    Softmax   softmax                                  Taylor                     x_i (R_i - s_i sum R)
     Say       sum, LRN, max pooling                    a rule that says shares    what the rule says
     Refused   unknown, pieces                          -                          an error that names the way out
 
-A new kind of node is a class with `back`, and one call of `lrp.plan.add_kind`.
+Gates, products of matrices and softmaxes are in `lrp.products`. A new kind of node is a class with `back`, and one call
+of `lrp.plan.add_kind`.
 """
 
 from collections.abc import Iterable
@@ -33,10 +31,9 @@ from .gates import overshoots
 from .graph import Node
 from .norms import Normalising
 from .operators import reduce_to
-from .propagate import Applied, Shares, reads_output, stabilise, total
+from .propagate import Applied, Shares, reads_output, total
 from .refusals import no_rule, no_single_value
-from .relating import softmax_axis
-from .rules import Rule, Uniform
+from .rules import Rule
 
 OVERWRITING = {"relu": torch.relu_, "relu6": partial(F.hardtanh_, min_val=0.0, max_val=6.0)}  # torch's, in place
 
@@ -52,8 +49,8 @@ class Step:
 
     def forward(self, values: dict[Node, object]) -> object:
         """The node's value from those of the nodes before it."""
-        self.likes = [_like(values[n]) for n in self.sources if isinstance(values[n], Tensor)]
-        return _value(self.node, values)
+        self.likes = [like_of(values[n]) for n in self.sources if isinstance(values[n], Tensor)]
+        return value_of(self.node, values)
 
     def back(self, R: Tensor, last: bool = True) -> Shares:
         """Shares of the sources, from relevance R (T, N, ...); `last` says that no further call follows."""
@@ -88,7 +85,7 @@ class Through(Step):
     def forward(self, values):
         if self.node not in self.plan.overwriting:
             return super().forward(values)
-        self.likes = [_like(values[n]) for n in self.sources]  # nothing else reads the source: write over it
+        self.likes = [like_of(values[n]) for n in self.sources]  # nothing else reads the source: write over it
         return OVERWRITING[self.node.op](values[self.sources[0]])
 
     def back(self, R, last=True):
@@ -119,7 +116,7 @@ class Local(Step):
     def forward(self, values):
         leaves = {n: values[n].detach().requires_grad_() for n in self.sources}
         with torch.enable_grad():
-            self.y = _value(self.node, {**values, **leaves})
+            self.y = value_of(self.node, {**values, **leaves})
         self.leaves = list(leaves.values())
         return self.y.detach()
 
@@ -187,7 +184,7 @@ class Linear(Step):
 
     def forward(self, values):
         xs = self.open(values)
-        self.likes = [_like(x) for x in xs]
+        self.likes = [like_of(x) for x in xs]
         return self.operator.forward(xs, self.w, self.b)
 
     def back(self, R, last=True):
@@ -271,68 +268,6 @@ class RuledLocal(Ruled):
         return value
 
 
-class Gate(Step):
-    """A product: all to the signal, none to the gate; halves where nothing tells them apart (achtibat2024attnlrp)."""
-
-    @staticmethod
-    def possible(node, rule):
-        return node.inputs if isinstance(rule, Uniform) else node.signals
-
-    def back(self, R, last=True):
-        a, b = self.likes
-        gate = self.node.gate
-        if gate is None and a.numel() != b.numel():
-            gate = 0 if a.numel() < b.numel() else 1
-        if isinstance(self.rule, Uniform):
-            gate = None
-        if gate is None:
-            return Shares([reduce_to(R / 2, a), reduce_to(R / 2, b)])
-        signal = reduce_to(R, self.likes[1 - gate])
-        return Shares([None, signal] if gate == 0 else [signal, None])
-
-
-class Matmul(Local):
-    """A product of two matrices that both carry: R goes to the signal, or in halves, by contributions a_ji v_ip."""
-
-    def __init__(self, plan, node):
-        super().__init__(plan, node)
-        self.sources = tuple(dict.fromkeys(self.possible(node, self.rule)))
-
-    @staticmethod
-    def possible(node, rule):
-        return Gate.possible(node, rule)
-
-    reached = possible
-
-    def forward(self, values):
-        self.z = super().forward(values)
-        return self.z
-
-    def back(self, R, last=True):
-        z = stabilise(self.z, self.rule.epsilon, self.rule.relative, self.samples)
-        s = R / z
-        parts = 1 if len(self.possible(self.node, self.rule)) == 1 else 2
-        shares = [g.mul_(x.detach() / parts) for x, g in zip(self.leaves, self.transpose(s), strict=True)]
-        return Shares(shares, stabiliser=total(s * (z - self.z), self.samples))
-
-
-class Softmax(Local):
-    """A softmax by its Taylor expansion at x: R_i = x_i (R_i - s_i sum R), through the maps folded in before it."""
-
-    def forward(self, values):
-        self.leaves = [values[self.sources[0]].detach().requires_grad_()]
-        with torch.enable_grad():
-            self.y = self.node.padded(self.leaves[0], values)
-        self.s = _value(self.node, values)
-        return self.s
-
-    def back(self, R, last=True):
-        x, dim = self.leaves[0].detach(), softmax_axis(self.node, self.s.dim())
-        g = R - self.s * R.sum(dim, keepdim=True)
-        shares = [share.mul_(x.masked_fill(x.isinf(), 0.0)) for share in self.transpose(g)]
-        return Shares(shares, self.kept(R, shares))
-
-
 class Say(Step):
     """A rule that says the shares itself, `splitting.Told`; it may ask this step for `layer`, `call` and `skips`."""
 
@@ -370,7 +305,7 @@ def may_overwrite(node: Node) -> bool:
     return relu and node.inputs[0].kind in (*v.WEIGHTED, v.BATCHNORM)
 
 
-def _value(node: Node, values: dict) -> Tensor:
+def value_of(node: Node, values: dict) -> Tensor:
     """The node's value, if it is one tensor."""
     value = node.run(values)
     if not isinstance(value, Tensor):
@@ -378,5 +313,5 @@ def _value(node: Node, values: dict) -> Tensor:
     return value
 
 
-def _like(x: Tensor) -> Tensor:
+def like_of(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device="meta")  # a shape, without memory

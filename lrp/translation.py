@@ -21,7 +21,8 @@ from . import kinds as v
 from .errors import CaptureError, NeedsExample
 from .gates import bound
 from .graph import Graph, Node, ancestors
-from .opened import OPENED, Do
+from .opened import OPENED
+from .opening import Do
 from .relating import first, related
 
 
@@ -190,7 +191,7 @@ class Translation:
 
     def _opened(self, name: str, op: str, module: nn.Module | None, args: tuple, kwargs: dict):
         """The last of the nodes that stand for one call, or a tuple of nodes; the others come before."""
-        do = Do(self, name)
+        do = Do(name, self.place, self.unique)
         value = OPENED[op](do, module, *args, **kwargs)
         if not isinstance(value, Node):
             self.nodes += do.made

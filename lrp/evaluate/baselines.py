@@ -82,8 +82,7 @@ def prepared(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
 
 def _gradient_in_order(module: nn.Module, args: tuple, output: Tensor) -> None:
     """torch 2.15 takes the strides of a turned gradient of one image for channels-last, and BatchNorm's is wrong."""
-    if output.requires_grad:
-        output.register_hook(Tensor.contiguous)
+    output.register_hook(Tensor.contiguous) if output.requires_grad else None
 
 
 # ---------------------------------------------------------------- gradients
