@@ -1,7 +1,7 @@
 """Networks that other libraries ship: balanced books, and LRP-0 as a second derivation has it (`tests/derivation.py`).
 
 Small configurations with random weights, nothing is downloaded. A library that is not installed is skipped; these were
-written against transformers 5.24, braindecode 1.8.1, segmentation-models-pytorch 0.6.0 and monai 1.6.1.
+written against transformers 5.24 (ViT and DINOv2: 4.53.3), braindecode 1.8.1, segmentation-models-pytorch 0.6.0 and monai 1.6.1.
 """
 
 import importlib
@@ -48,7 +48,9 @@ def of(package, name, *args, **options):
 SMP = {"encoder_name": "resnet18", "encoder_weights": None, "classes": 3}
 SMALL = {"hidden_sizes": [8, 16], "depths": [1, 2]}
 PLAIN = {"weights": None, "weights_backbone": None, "num_classes": 4}
+TOKENS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 VIDEO = {**dict.fromkeys(("r3d_18", "mc3_18", "r2plus1d_18"), (3, 4, 32, 32)), "s3d": (3, 14, 224, 224)}
+VIDEO |= dict.fromkeys(("mvit_v1_b", "swin3d_t"), (3, 16, 224, 224))
 NETWORKS = {  # name: (library, how to make it, shape of one input)
     "transformers ResNet": ("transformers", lambda: transformers("ResNet", embedding_size=8, **SMALL), (3, 64, 64)),
     "transformers ResNet, basic": (
@@ -58,6 +60,8 @@ NETWORKS = {  # name: (library, how to make it, shape of one input)
     "transformers RegNet": (
         *("transformers", lambda: transformers("RegNet", embedding_size=8, groups_width=4, **SMALL), (3, 64, 64)),
     ),
+    "transformers ViT": ("transformers", lambda: transformers("ViT", intermediate_size=24, **TOKENS), (3, 32, 32)),
+    "transformers DINOv2": ("transformers", lambda: transformers("Dinov2", mlp_ratio=2, **TOKENS), (3, 32, 32)),
     "braindecode EEGNet": (
         *("braindecode", lambda: of("braindecode.models", "EEGNet", n_chans=6, n_outputs=3, n_times=128), (6, 128)),
     ),
@@ -96,7 +100,7 @@ NETWORKS = {  # name: (library, how to make it, shape of one input)
         for name, shape in VIDEO.items()
     },
 }
-LONG = {"torchvision s3d"}  # its last pooling wants 224 pixels
+LONG = {f"torchvision {name}" for name in ("s3d", "mvit_v1_b", "swin3d_t")}  # these want 224 pixels
 
 
 @pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in NETWORKS])
@@ -150,12 +154,6 @@ def test_a_logarithm_of_power_is_refused_and_passes_on_request():
     e, second = LRP(model, passing).explain(x), relevance(model, x, passes=["log"])
     assert not second.refused and e.imbalance <= 1e-8
     assert float((e.relevance - second.relevance).abs().max()) <= 1e-6 * float(second.relevance.abs().max())
-
-
-@pytest.mark.parametrize("name", ["mvit_v1_b", "swin3d_t"])
-def test_attention_in_time_and_space_is_refused_by_name(name):
-    with pytest.raises(UnsupportedOperation, match=r"which has no rule"):
-        LRP(torchvision.models.get_model(name, weights=None).eval()).explain(torch.zeros(1, 3, 16, 224, 224))
 
 
 def test_a_hidden_layer_of_a_segmentation_network_can_be_the_start():
