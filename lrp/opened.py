@@ -38,9 +38,10 @@ class Do:
 
     def parameter(self, module: nn.Module, path: str) -> Node | None:
         """A parameter of a module, looked up in each run, because it may be replaced; None where there is none."""
-        read = operator.attrgetter(path)
-        if read(module) is None:
+        *inside, name = path.split(".")
+        if getattr(operator.attrgetter(".".join(inside))(module) if inside else module, name, None) is None:
             return None
+        read = operator.attrgetter(path)
         if (module, path) not in self.parameters:
             node = Node(self._name(path), v.CONSTANT, "get_attr", lambda: read(module))
             self.parameters[module, path] = self._add(node)
@@ -229,9 +230,12 @@ def added_head_mask(q: Tensor, mask: Tensor, heads: int, of_keys: bool) -> Tenso
 # ---------------------------------------------------------------- recurrent layers
 
 
-def zero_state(x: Tensor, size: int) -> Tensor:
-    """The state before the first step, (N, size)."""
-    return x.new_zeros(*x.shape[:-1], size)
+def first_state(x: Tensor, given: Tensor | int) -> Tensor:
+    """A constant state before the first step, (N, size): what was given, or as many zeros.
+
+    It carries, so that it is the signal of its products, and keeps what it gets: the gate gets nothing here either.
+    """
+    return x.new_zeros(*x.shape[:-1], given) if isinstance(given, int) else given.clone()
 
 
 def _joined(do: Do, module: nn.Module, suffix: str, rows: slice | None = None) -> tuple[Node, Node | None]:
@@ -294,9 +298,10 @@ def _states(do: Do, module: nn.Module, x: Node, given, index: int | None) -> tup
     lstm = isinstance(module, nn.LSTM | nn.LSTMCell)
     if given is None:
         sizes = [getattr(module, "proj_size", 0) or module.hidden_size, module.hidden_size]
-        return tuple(do(zero_state, x, size) for size in sizes[: 1 + lstm])
+        return tuple(do(first_state, x, size) for size in sizes[: 1 + lstm])
     given = given if lstm else (given,)
-    return tuple(given) if index is None else tuple(do("select", state, 0, index) for state in given)
+    states = given if index is None else [do("select", state, 0, index) for state in given]
+    return tuple(s if isinstance(s, Node) and s.carries else do(first_state, x, s) for s in states)
 
 
 def _recurrent(do: Do, module: nn.RNNBase, input, hx=None) -> tuple:
