@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import kinds as v
+from .constants import shape
 from .errors import NeedsExample, UnsupportedOperation
 from .gates import bound
 from .graph import Node
@@ -228,6 +229,8 @@ def added_head_mask(q: Tensor, mask: Tensor, heads: int, of_keys: bool) -> Tenso
 
 
 # ---------------------------------------------------------------- recurrent layers
+#
+# Gates of recurrent cells get nothing, and what they gate gets everything (arras2017explaining).
 
 
 def first_state(x: Tensor, given: Tensor | int) -> Tensor:
@@ -256,6 +259,7 @@ def _plain(activation: str) -> Callable:
 
 
 def _lstm_cell(do: Do, module: nn.Module, suffix: str) -> Callable:
+    """Gates are sigmoids of i, f and o; their signals are the candidate, c, and tanh(c) (arras2017explaining)."""
     w, b = _joined(do, module, suffix)
     projection = do.parameter(module, f"weight_hr{suffix}") if getattr(module, "proj_size", 0) else None
 
@@ -272,6 +276,7 @@ def _lstm_cell(do: Do, module: nn.Module, suffix: str) -> Callable:
 
 
 def _gru_cell(do: Do, module: nn.Module, suffix: str) -> Callable:
+    """Gates are r, z and 1 - z; their signals are the candidate's layer of h, h, and the candidate."""
     size = module.hidden_size
     w, b = _joined(do, module, suffix, slice(0, 2 * size))
     last = [do.parameter(module, f"{part}{suffix}") for part in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")]
@@ -328,6 +333,38 @@ def _recurrent(do: Do, module: nn.RNNBase, input, hx=None) -> tuple:
     return do("stack", xs, time), ends if isinstance(module, nn.LSTM) else ends[0]
 
 
+def _recurrent_function(kind: type[nn.RNNBase], gates: int, **more) -> Callable:
+    """torch.lstm and the like, which nn.LSTM's forward calls: an empty module of that kind stands for the call."""
+
+    def compose(do, _, input, hx, params, biases, layers, dropout, train, both, batch_first=None):
+        if batch_first is None or not isinstance(params, list | tuple):
+            raise do.refuse(f"({kind.__name__}) takes a packed sequence: pass a tensor, of series of one length")
+        if train and dropout:
+            raise do.refuse(f"({kind.__name__}) drops values at random (dropout={dropout}): pass train=False")
+        (rows, size), each = shape(params[0]), len(params) // (layers * (1 + both))
+        projection = {"proj_size": shape(params[each - 1])[0]} if each % 2 else {}
+        options = (
+            more | projection | {"bias": biases, "batch_first": batch_first, "bidirectional": both, "device": "meta"}
+        )
+        module = kind(size, rows // gates, layers, **options)
+        do.parameters |= {(module, name): p for name, p in zip(module._flat_weights_names, params, strict=True)}
+        output, ends = _recurrent(do, module, input, hx)
+        return output, *(ends if isinstance(ends, tuple) else (ends,))
+
+    return compose
+
+
+def _cell_function(kind: type[nn.RNNCellBase], gates: int, **more) -> Callable:
+    def compose(do, _, input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
+        rows, size = shape(w_ih)
+        module = kind(size, rows // gates, bias=b_ih is not None, device="meta", **more)
+        given = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh}
+        do.parameters |= {(module, name): p for name, p in given.items() if p is not None}
+        return _cell(do, module, input, hx)
+
+    return compose
+
+
 def _cell(do: Do, module: nn.RNNCellBase, input: Node, hx=None) -> Node | tuple[Node, ...]:
     state = _cell_of(module)(do, module, "")(input, _states(do, module, input, hx, None))
     return state if isinstance(module, nn.LSTMCell) else state[0]
@@ -344,4 +381,12 @@ OPENED = {
     "multi_head_attention_forward": _multihead_function,
     **dict.fromkeys(("rnn", "lstm", "gru"), _recurrent),
     **dict.fromkeys(("rnncell", "lstmcell", "grucell"), _cell),
+}
+FUNCTIONS = OPENED | {  # by the names of functions, of which two are names of modules, too
+    "lstm": _recurrent_function(nn.LSTM, 4),
+    "gru": _recurrent_function(nn.GRU, 3),
+    "lstm_cell": _cell_function(nn.LSTMCell, 4),
+    "gru_cell": _cell_function(nn.GRUCell, 3),
+    **{f"rnn_{act}": _recurrent_function(nn.RNN, 1, nonlinearity=act) for act in ("tanh", "relu")},
+    **{f"rnn_{act}_cell": _cell_function(nn.RNNCell, 1, nonlinearity=act) for act in ("tanh", "relu")},
 }

@@ -235,6 +235,26 @@ def test_multi_head_attention_forward(separate):
     assert_same_maps(*networks(fused, hand, att=att), X)
 
 
+class Own(nn.MultiheadAttention):
+    pass
+
+
+@pytest.mark.parametrize("options", [{}, {"add_bias_kv": True}, {"kdim": WIDTH, "vdim": 7}])
+def test_a_class_of_ones_own_that_calls_torch(options):
+    """Its forward is looked into, and multi_head_attention_forward, which it calls, is opened as the module is."""
+    for given in ({}, {"key_padding_mask": PADDED, "need_weights": False}):
+        found = []
+        for cls in (nn.MultiheadAttention, Own):
+            torch.manual_seed(2)
+            att = cls(WIDTH, HEADS, batch_first=True, **options)
+
+            def run(m, x, given=given):
+                return pooled(m, m.att(x, x, x[..., : options.get("vdim")], **given)[0])
+
+            found.append(LRP(networks(run, None, att=att)[0], RULES["AttnLRP"]).attribute(X, 1))
+        assert same(found[1], found[0])
+
+
 # ---------------------------------------------------------------- scaled_dot_product_attention
 
 

@@ -255,6 +255,33 @@ def test_cells_in_a_loop(name, start):
     assert_same_maps(*networks(*ways, kind(SIZE, WIDTH, **options), number * WIDTH), X)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_class_of_ones_own_that_calls_torch(name):
+    """Its forward is looked into, and what it calls there, torch.lstm and the like, is opened as the layer is."""
+    kind, options = LAYERS[name]
+    found = []
+    for cls in (kind, type("Own", (kind,), {})):
+        layer = cls(SIZE, WIDTH, batch_first=True, **options)
+        size = (layer.proj_size or WIDTH) * (1 + layer.bidirectional)
+        found.append(LRP(networks(whole(fused), None, layer, LENGTH * size)[0]).attribute(X, 1))
+    assert same(found[1], found[0])
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_of_ones_own_that_calls_torch(name):
+    kind, options = CELLS[name]
+
+    def run(m, x):
+        state = None
+        for one in x.unbind(1):
+            state = m.r(one, state)
+        return m.head(state[0] if kind is nn.LSTMCell else state)
+
+    layers = (cls(SIZE, WIDTH, **options) for cls in (kind, type("Own", (kind,), {})))
+    found = [LRP(networks(run, None, layer, WIDTH)[0]).attribute(X, 1) for layer in layers]
+    assert same(found[1], found[0])
+
+
 def test_a_series_without_an_axis_of_samples():
     layer = nn.LSTM(SIZE, WIDTH, num_layers=2, bidirectional=True, batch_first=True)
     one, other = networks(lambda m, x: m.head(m.r(x[0])[0].flatten()[None]), whole(by_hand), layer, LENGTH * 2 * WIDTH)
