@@ -52,8 +52,9 @@ def _turned(node: Node) -> dict[int, int]:
         return {}
     order = node.args[1:]
     order = tuple(order[0]) if order and isinstance(order[0], list | tuple) else order
-    swaps = order in ((), (1, 2), (2, 1), (-1, -2), (-2, -1), (0, 2, 1))
-    if node.op in SWAPS and (swaps or (order in ((0, 1), (1, 0)) and len(node.shape or (0, 1)) == 2)):
+    swaps = [(), (1, 2), (2, 1), (-1, -2), (-2, -1), (0, 2, 1)]
+    swaps += [(0, 1), (1, 0)] if len(node.shape or "nm") == 2 else []  # where it is not known, of a matrix
+    if node.op in SWAPS and order in swaps:
         return {LAST: BEFORE_LAST, BEFORE_LAST: LAST}
     if node.op == "getattr":  # x.T
         return {LAST: BEFORE_LAST, BEFORE_LAST: LAST}
