@@ -398,6 +398,21 @@ def test_hidden_keys_by_infinity_or_the_lowest_number(lowest, dtype):
         assert all(same(R, found[0], tolerance) for R in found[1:])
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_query_that_sees_no_key(rule):
+    """torch gives it zeros; its place is as if the head did not read it."""
+    blind = torch.eye(LENGTH).bool()
+    blind[2] = False
+
+    def run(m, x, kept=slice(None)):
+        y = F.scaled_dot_product_attention(m.q(x), x, m.v(x), m.mask)
+        return m.head(m.last(y)[:, kept].sum(1))
+
+    layers = {n: nn.Linear(WIDTH, WIDTH) for n in "qv"} | {"last": nn.Linear(WIDTH, 6, bias=False)}
+    one, other = networks(run, lambda m, x: run(m, x, [0, 1, 3, 4]), mask=blind, **layers)
+    assert_same_maps(one, other, X, [rule])
+
+
 def test_a_buffer_may_hide_keys_but_not_be_spoilt():
     model = networks(lambda m, x: pooled(m, F.scaled_dot_product_attention(m.q(x), x, x, m.mask)), None,
                      q=nn.Linear(WIDTH, WIDTH), mask=added(SQUARE))[0]  # fmt: skip
