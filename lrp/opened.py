@@ -77,8 +77,10 @@ def _product_and_sum(times: str, number: str) -> Callable:
     """beta input + alpha (a times b); `number` is torch's name for alpha."""
 
     def compose(do, _, input, a, b, beta=1, **given):
-        scaled = input if beta == 1 else do("mul", input, beta)
-        return do("add", scaled, do(times, a, b), alpha=given.get(number, 1))
+        product, alpha = do(times, a, b), given.get(number, 1)
+        if isinstance(beta, int | float) and beta == 0:  # torch does not read `input` then, which may hold anything
+            return product if alpha == 1 else do("mul", product, alpha)
+        return do("add", input if beta == 1 else do("mul", input, beta), product, alpha=alpha)
 
     return compose
 

@@ -1,4 +1,4 @@
-"""Fused calls of attention, and what else is opened into nodes: the map is that of the same function by hand."""
+"""Fused calls of attention, opened into nodes: the map is that of the same function by hand."""
 
 import pytest
 import torch
@@ -292,6 +292,25 @@ def test_scaled_dot_product_attention():
         assert_same_maps(*networks(fused, hand, **layers, last=nn.Linear(sizes[0], 6)), X)
 
 
+SCORES = {  # beta input + alpha q k^T, as GPT-NeoX and BLOOM write it
+    "position bias": (lambda q, k, b: torch.baddbmm(b, q, k, alpha=0.5), lambda q, k, b: 0.5 * (q @ k) + b),
+    "both scaled": (lambda q, k, b: b.baddbmm(q, k, beta=2, alpha=0.5), lambda q, k, b: 0.5 * (q @ k) + 2 * b),
+    "without a bias": (
+        lambda q, k, b: torch.baddbmm(torch.full_like(b, torch.nan), q, k, beta=0, alpha=0.5),
+        lambda q, k, b: 0.5 * (q @ k),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_with_a_sum(name):
+    def run(scores):
+        return lambda m, x: pooled(m, scores(m.q(x), x.mT, m.bias).softmax(-1) @ m.v(x))
+
+    layers = {n: nn.Linear(WIDTH, WIDTH) for n in "qv"}
+    assert_same_maps(*networks(*map(run, SCORES[name]), bias=SOFT, **layers), X[:1])
+
+
 # ---------------------------------------------------------------- torch's transformers
 
 
@@ -349,7 +368,7 @@ def test_decoder_of_two_inputs(norm_first):
 
 
 def test_a_whole_transformer():
-    parts = {"t": nn.Transformer(WIDTH, HEADS, 1, 1, 12, batch_first=True, norm_first=True)}
+    parts = {"t": nn.Transformer(WIDTH, HEADS, 1, 1, 12, batch_first=True)}
 
     def hand(m, x, kv):
         memory = m.t.encoder.norm(encoder(m.t.encoder.layers[0], x))
