@@ -286,7 +286,7 @@ def _in_order(nodes: list[Node]) -> list[Node]:
     ordered: dict[Node, None] = {}
 
     def add(node: Node) -> None:
-        for source in sorted(node.reads - ordered.keys(), key=place.__getitem__):
+        for source in sorted([n for n in node.reads if n not in ordered], key=place.__getitem__):
             add(source)
         ordered.setdefault(node)
 

@@ -52,7 +52,9 @@ def _turned(node: Node) -> dict[int, int]:
         return {}
     order = node.args[1:]
     order = tuple(order[0]) if order and isinstance(order[0], list | tuple) else order
-    if node.op in SWAPS and order in ((), (1, 2), (2, 1), (-1, -2), (-2, -1), (0, 2, 1), (0, 1)):
+    swaps = [(), (1, 2), (2, 1), (-1, -2), (-2, -1), (0, 2, 1)]
+    swaps += [(0, 1), (1, 0)] if len(node.shape or "nm") == 2 else []  # where it is not known, of a matrix
+    if node.op in SWAPS and order in swaps:
         return {LAST: BEFORE_LAST, BEFORE_LAST: LAST}
     if node.op == "getattr":  # x.T
         return {LAST: BEFORE_LAST, BEFORE_LAST: LAST}
@@ -78,7 +80,7 @@ def _is_added(node: Node) -> bool:
 def _moves(node: Node, readers: list[Node]) -> bool:
     """Does this node move places, or join them, as no MLP does?"""
     source = node.inputs[0]
-    if node.op in v.JOINS | v.UNRULED or source.op == "stack":  # of what `stack` has put apart
+    if node.op in v.JOINS | v.UNRULED or _unswapped(source).op == "stack":  # of what `stack` has put apart
         return False
     if _is_maxout(node, source) or any(_is_maxout(reader, node) for reader in readers):
         return False
@@ -86,6 +88,13 @@ def _moves(node: Node, readers: list[Node]) -> bool:
         chosen = any(isinstance(i, int | Node) for i in _index(node))
         return node.op not in v.STAYING or (chosen and not _is_added(source))
     return node.kind not in ALONG
+
+
+def _unswapped(node: Node) -> Node:
+    """What axes were swapped of, as those of samples and steps are behind a recurrent layer."""
+    while node.op in SWAPS and node.kind == v.REARRANGE:
+        node = node.inputs[0]
+    return node
 
 
 def _is_maxout(node: Node, source: Node) -> bool:

@@ -41,7 +41,7 @@ _SIGN_KEEPERS = "identity clone detach contiguous pos positive to dropout dropou
 _PRODUCTS = "matmul mm bmm mv inner tensordot einsum"
 _MEASURES = "size dim ndimension numel nelement len is_floating_point zeros_like ones_like full_like empty_like "
 _MEASURES += "new_zeros new_ones new_full new_empty new_tensor root_of_size causal_mask added_mask "
-_MEASURES += "added_head_mask own_row zero_state"
+_MEASURES += "added_head_mask own_row"
 _MULTIPLICATIONS = "mul rmul imul multiply"
 _DIVISIONS = "div truediv true_divide divide"
 _NAMES = {
@@ -56,7 +56,7 @@ _NAMES = {
     "index_select gather take_along_dim diagonal rot90 fliplr flipud setitem copy write_part read_part max_unpool#d "
     "tensor_split hsplit vsplit dsplit split_with_sizes pixel_shuffle pixel_unshuffle channel_shuffle unflatten roll "
     "flip view_as reshape_as ravel where masked_fill index_fill index_copy index_put scatter select_scatter "
-    f"slice_scatter masked_scatter tril triu repeat_interleave unfold heads_as {_PADDINGS}",
+    f"slice_scatter masked_scatter tril triu repeat_interleave unfold heads_as first_state {_PADDINGS}",
     AVERAGE: "avg_pool#d adaptive_avg_pool#d mean sum interpolate upsample fold",
     MAXIMUM: f"{_MAX_POOLS} amax amin maximum minimum fmax fmin",
     NORM: "layer_norm group_norm instance_norm instance_norm#d rms_norm normalize",
@@ -91,13 +91,14 @@ UNRULED = set(  # further elementwise functions: relevance needs a rule for them
     "rsqrt reciprocal sign sgn floor ceil round trunc frac logit special_erf nan_to_num rpow".split()
 )
 JOINS = set("maximum minimum fmax fmin max min where masked_fill clamp clamp_min clamp_max clip pow".split())
-ZEROS = {"tril", "triu", "unfold", *_words("max_unpool#d maxunpool#d")}  # these add some
+ZEROS = {"tril", "triu", "unfold", "first_state", *_words("max_unpool#d maxunpool#d")}  # these add some
 FILLS = ZEROS | set("masked_fill index_fill index_copy index_put scatter select_scatter slice_scatter setitem".split())
 MEASURES = set(_words(_MEASURES))  # these ask for the shape and the type of a tensor, not for its values
 FORMS = MEASURES | {"getattr"}
 _STAYING = "getitem chunk split tensor_split hsplit split_with_sizes cat concat concatenate stack squeeze unsqueeze "
 _STAYING += (
-    "narrow index_select expand expand_as where masked_fill index_fill setitem channel_shuffle flip roll tril triu"
+    "narrow index_select expand expand_as where masked_fill index_fill setitem channel_shuffle flip roll tril triu "
+    "first_state"
 )
 STAYING = PADS | set(_STAYING.split())  # of what rearranges: these leave features features, and places places
 RESAMPLING, SMOOTH = {"interpolate", "upsample"}, set("nearest nearest-exact linear bilinear trilinear area".split())

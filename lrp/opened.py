@@ -32,8 +32,10 @@ def _product_and_sum(times: str, number: str) -> Callable:
     """beta input + alpha (a times b); `number` is torch's name for alpha."""
 
     def compose(do, _, input, a, b, beta=1, **given):
-        scaled = input if beta == 1 else do("mul", input, beta)
-        return do("add", scaled, do(times, a, b), alpha=given.get(number, 1))
+        product, alpha = do(times, a, b), given.get(number, 1)
+        if isinstance(beta, int | float) and beta == 0:  # torch does not read `input` then, which may hold anything
+            return product if alpha == 1 else do("mul", product, alpha)
+        return do("add", input if beta == 1 else do("mul", input, beta), product, alpha=alpha)
 
     return compose
 
@@ -63,13 +65,19 @@ def heads_as(k: Tensor, q: Tensor) -> Tensor:
     return k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
 
 
+def softmax(x: Tensor, dim: int) -> Tensor:
+    """Softmax of scores; a query that sees no key has weights of 0, as in torch's scaled_dot_product_attention."""
+    blind = (x == -torch.inf).all(dim, keepdim=True)
+    return torch.softmax(x.masked_fill(blind, 0.0), dim).masked_fill(blind, 0.0)
+
+
 def _attend(do: Do, q: Node, k: Node, value: Node, masks: Sequence[Node], scale=None) -> tuple[Node, Node]:
     """softmax(scale q k^T + masks) V, and the weights; q, k and V are (..., L, d)."""
     scores = do("matmul", q, do("transpose", k, -2, -1), called="scores")
     scores = do("mul", scores, do(root_of_size, q) if scale is None else scale)
     for mask in masks:
         scores = do("add", scores, mask)
-    weights = do("softmax", scores, -1)
+    weights = do(softmax, scores, -1)
     return do("matmul", weights, value), weights
 
 
@@ -118,7 +126,9 @@ def _multihead_function(
     if training and dropout_p:
         raise do.refuse(f"drops attention at random (dropout_p={dropout_p}): pass training=False")
     if static_k is not None or static_v is not None:
-        raise do.refuse("takes keys or values that are made beforehand (static_k, static_v): no rule shares these")
+        raise do.refuse(
+            "takes keys or values that are made beforehand (static_k, static_v): call scaled_dot_product_attention"
+        )
     weights = [q_proj_weight, k_proj_weight, v_proj_weight] if use_separate_proj_weight else in_proj_weight
     return _multihead(
         do, (query, key, value), num_heads, weights, in_proj_bias, out_proj_weight, out_proj_bias,
@@ -171,7 +181,10 @@ def _head_mask(do: Do, q: Node, mask, heads: int, of_keys: bool) -> Node | None:
     if mask is None:
         return None
     if isinstance(mask, Node) and mask.carries:
-        raise do.refuse("(MultiheadAttention) has a mask that is computed from the input's values: no rule shares it")
+        raise do.refuse(
+            "(MultiheadAttention) has a mask that is computed from the input's values, and no rule shares it: pass a "
+            "boolean mask, or one of constants"
+        )
     return do(added_head_mask, q, mask, heads, of_keys)
 
 
@@ -194,4 +207,12 @@ OPENED = {
     "multi_head_attention_forward": _multihead_function,
     **dict.fromkeys(("rnn", "lstm", "gru"), recurrent.layer),
     **dict.fromkeys(("rnncell", "lstmcell", "grucell"), recurrent.cell),
+}
+FUNCTIONS = OPENED | {  # by the names of functions, of which two are names of modules, too
+    "lstm": recurrent.layer_function(nn.LSTM, 4),
+    "gru": recurrent.layer_function(nn.GRU, 3),
+    "lstm_cell": recurrent.cell_function(nn.LSTMCell, 4),
+    "gru_cell": recurrent.cell_function(nn.GRUCell, 3),
+    **{f"rnn_{act}": recurrent.layer_function(nn.RNN, 1, nonlinearity=act) for act in ("tanh", "relu")},
+    **{f"rnn_{act}_cell": recurrent.cell_function(nn.RNNCell, 1, nonlinearity=act) for act in ("tanh", "relu")},
 }

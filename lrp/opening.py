@@ -29,9 +29,10 @@ class Do:
 
     def parameter(self, module: nn.Module, path: str) -> Node | None:
         """A parameter of a module, looked up in each run, because it may be replaced; None where there is none."""
-        read = operator.attrgetter(path)
-        if read(module) is None:
+        *inside, name = path.split(".")
+        if getattr(operator.attrgetter(".".join(inside))(module) if inside else module, name, None) is None:
             return None
+        read = operator.attrgetter(path)
         if (module, path) not in self.parameters:
             node = Node(self._name(path), v.CONSTANT, "get_attr", lambda: read(module))
             self.parameters[module, path] = self._add(node)

@@ -1,4 +1,7 @@
-"""Recurrent layers and cells, opened into their steps: gates are gates, and signal takes all (arras2017explaining)."""
+"""Recurrent layers and cells, opened into their steps.
+
+A gate gets nothing, and what it gates gets everything: "signal takes all" (arras2017explaining).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,18 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .constants import shape
 from .errors import NeedsExample
 from .graph import Node
 from .opening import Do
 
 
-def zero_state(x: Tensor, size: int) -> Tensor:
-    """The state before the first step, (N, size)."""
-    return x.new_zeros(*x.shape[:-1], size)
+def first_state(x: Tensor, given: Tensor | int) -> Tensor:
+    """A constant state before the first step, (N, size): what was given, or as many zeros.
+
+    It carries, so that it is the signal of its products, and keeps what it gets: the gate gets nothing here either.
+    """
+    return x.new_zeros(*x.shape[:-1], given) if isinstance(given, int) else given.clone()
 
 
 def _joined(do: Do, module: nn.Module, suffix: str, rows: slice | None = None) -> tuple[Node, Node | None]:
@@ -34,6 +41,7 @@ def _plain(activation: str) -> Callable:
 
 
 def _lstm_cell(do: Do, module: nn.Module, suffix: str) -> Callable:
+    """Gates are sigmoids of i, f and o; their signals are the candidate, c, and tanh(c) (arras2017explaining)."""
     w, b = _joined(do, module, suffix)
     projection = do.parameter(module, f"weight_hr{suffix}") if getattr(module, "proj_size", 0) else None
 
@@ -50,6 +58,7 @@ def _lstm_cell(do: Do, module: nn.Module, suffix: str) -> Callable:
 
 
 def _gru_cell(do: Do, module: nn.Module, suffix: str) -> Callable:
+    """Gates are r, z and 1 - z; their signals are the candidate's layer of h, h, and the candidate."""
     size = module.hidden_size
     w, b = _joined(do, module, suffix, slice(0, 2 * size))
     last = [do.parameter(module, f"{part}{suffix}") for part in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")]
@@ -76,9 +85,10 @@ def _states(do: Do, module: nn.Module, x: Node, given, index: int | None) -> tup
     lstm = isinstance(module, nn.LSTM | nn.LSTMCell)
     if given is None:
         sizes = [getattr(module, "proj_size", 0) or module.hidden_size, module.hidden_size]
-        return tuple(do(zero_state, x, size) for size in sizes[: 1 + lstm])
+        return tuple(do(first_state, x, size) for size in sizes[: 1 + lstm])
     given = given if lstm else (given,)
-    return tuple(given) if index is None else tuple(do("select", state, 0, index) for state in given)
+    states = given if index is None else [do("select", state, 0, index) for state in given]
+    return tuple(s if isinstance(s, Node) and s.carries else do(first_state, x, s) for s in states)
 
 
 def layer(do: Do, module: nn.RNNBase, input, hx=None) -> tuple:
@@ -103,6 +113,38 @@ def layer(do: Do, module: nn.RNNBase, input, hx=None) -> tuple:
         xs = found[0] if ways == 1 else [do("cat", list(both), -1) for both in zip(*found, strict=True)]
     ends = tuple(do("stack", list(same), 0) for same in zip(*last, strict=True))
     return do("stack", xs, time), ends if isinstance(module, nn.LSTM) else ends[0]
+
+
+def layer_function(kind: type[nn.RNNBase], gates: int, **more) -> Callable:
+    """torch.lstm and the like, which nn.LSTM's forward calls: an empty module of that kind stands for the call."""
+
+    def compose(do, _, input, hx, params, biases, layers, dropout, train, both, batch_first=None):
+        if batch_first is None or not isinstance(params, list | tuple):
+            raise do.refuse(f"({kind.__name__}) takes a packed sequence: pass a tensor, of series of one length")
+        if train and dropout:
+            raise do.refuse(f"({kind.__name__}) drops values at random (dropout={dropout}): pass train=False")
+        (rows, size), each = shape(params[0]), len(params) // (layers * (1 + both))
+        projection = {"proj_size": shape(params[each - 1])[0]} if each % 2 else {}
+        options = (
+            more | projection | {"bias": biases, "batch_first": batch_first, "bidirectional": both, "device": "meta"}
+        )
+        module = kind(size, rows // gates, layers, **options)
+        do.parameters |= {(module, name): p for name, p in zip(module._flat_weights_names, params, strict=True)}
+        output, ends = layer(do, module, input, hx)
+        return output, *(ends if isinstance(ends, tuple) else (ends,))
+
+    return compose
+
+
+def cell_function(kind: type[nn.RNNCellBase], gates: int, **more) -> Callable:
+    def compose(do, _, input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
+        rows, size = shape(w_ih)
+        module = kind(size, rows // gates, bias=b_ih is not None, device="meta", **more)
+        given = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh}
+        do.parameters |= {(module, name): p for name, p in given.items() if p is not None}
+        return cell(do, module, input, hx)
+
+    return compose
 
 
 def cell(do: Do, module: nn.RNNCellBase, input: Node, hx=None) -> Node | tuple[Node, ...]:

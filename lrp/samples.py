@@ -7,10 +7,11 @@ the samples in the place of their values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.fx.node import map_aggregate
 
 from . import kinds as v
 from .errors import UnsupportedOperation
@@ -18,7 +19,8 @@ from .graph import Node
 
 MOVERS = (v.REARRANGE, v.PIECES, v.AVERAGE, v.MAXIMUM)
 ELEMENTWISE = (v.ADD, v.PRODUCT, v.ACTIVATION, v.SCALE)  # axes are counted from the right, as torch broadcasts them
-IN_PLACE = "pool pad fold interpolate upsample pixel".split()  # words in names of what leaves the first axis alone
+# words in names of what leaves the first axis alone
+IN_PLACE = "pool pad fold interpolate upsample pixel first_state".split()
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,12 @@ def _probe(node: Node, values: dict, known: dict, n: int) -> Tensor:
     for constant in set(values) - set(given):
         x = values[constant]
         given[constant] = torch.zeros_like(x).double() if isinstance(x, Tensor) and x.is_floating_point() else x
-    return node.run(given)
+    return replace(node, args=_emptied(node.args), kwargs=_emptied(node.kwargs)).run(given)
+
+
+def _emptied(args):
+    """Arguments with zeros in the places of tensors that the network made while it was recorded."""
+    return map_aggregate(args, lambda a: torch.zeros_like(a) if isinstance(a, Tensor) and a.is_floating_point() else a)
 
 
 def _seen(node: Node, probe: Tensor, n: int) -> Samples | None:

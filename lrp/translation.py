@@ -21,7 +21,7 @@ from . import kinds as v
 from .errors import CaptureError, NeedsExample
 from .gates import bound
 from .graph import Graph, Node, ancestors
-from .opened import OPENED
+from .opened import FUNCTIONS, OPENED
 from .opening import Do
 from .relating import first, related
 
@@ -157,7 +157,7 @@ class Translation:
             twin.inplace, call = False, twin.forward
         name, kind, op = self.unique(fx_node.target), v.kind_of_module(module), v.module_name(module)
         if op in OPENED:
-            return self._opened(name, op, module, *self._arguments(fx_node)), inplace
+            return self._opened(name, OPENED[op], module, *self._arguments(fx_node)), inplace
         return related(Node(name, kind, op, call, *self._arguments(fx_node), module=module)), inplace
 
     def _call_function(self, fx_node: fx.Node) -> tuple[Node, bool]:
@@ -176,8 +176,8 @@ class Translation:
             args, kwargs = bound.args, bound.kwargs
         path, op = self.trace.paths.get(fx_node, ""), name or getattr(target, "__name__", str(target))
         full = self.unique(f"{path}.{op}" if path else op)
-        if name in OPENED:
-            return self._opened(full, name, None, args, kwargs), inplace
+        if name in FUNCTIONS:
+            return self._opened(full, FUNCTIONS[name], None, args, kwargs), inplace
         kind = v.KIND_OF_NAME.get(name, v.UNKNOWN)
         if (
             kind == v.UNKNOWN
@@ -189,10 +189,10 @@ class Translation:
 
     _call_method = _call_function
 
-    def _opened(self, name: str, op: str, module: nn.Module | None, args: tuple, kwargs: dict):
+    def _opened(self, name: str, compose: Callable, module: nn.Module | None, args: tuple, kwargs: dict):
         """The last of the nodes that stand for one call, or a tuple of nodes; the others come before."""
         do = Do(name, self.place, self.unique)
-        value = OPENED[op](do, module, *args, **kwargs)
+        value = compose(do, module, *args, **kwargs)
         if not isinstance(value, Node):
             self.nodes += do.made
             self.made.update(do.made)

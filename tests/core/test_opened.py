@@ -1,4 +1,4 @@
-"""Fused calls of attention, and what else is opened into nodes: the map is that of the same function by hand."""
+"""Fused calls of attention, opened into nodes: the map is that of the same function by hand."""
 
 import pytest
 import torch
@@ -235,6 +235,26 @@ def test_multi_head_attention_forward(separate):
     assert_same_maps(*networks(fused, hand, att=att), X)
 
 
+class Own(nn.MultiheadAttention):
+    pass
+
+
+@pytest.mark.parametrize("options", [{}, {"add_bias_kv": True}, {"kdim": WIDTH, "vdim": 7}])
+def test_a_class_of_ones_own_that_calls_torch(options):
+    """Its forward is looked into, and multi_head_attention_forward, which it calls, is opened as the module is."""
+    for given in ({}, {"key_padding_mask": PADDED, "need_weights": False}):
+        found = []
+        for cls in (nn.MultiheadAttention, Own):
+            torch.manual_seed(2)
+            att = cls(WIDTH, HEADS, batch_first=True, **options)
+
+            def run(m, x, given=given):
+                return pooled(m, m.att(x, x, x[..., : options.get("vdim")], **given)[0])
+
+            found.append(LRP(networks(run, None, att=att)[0], RULES["AttnLRP"]).attribute(X, 1))
+        assert same(found[1], found[0])
+
+
 # ---------------------------------------------------------------- scaled_dot_product_attention
 
 
@@ -270,6 +290,25 @@ def test_scaled_dot_product_attention():
 
         layers = {n: nn.Linear(WIDTH, size) for n, size in zip("qkv", sizes, strict=True)}
         assert_same_maps(*networks(fused, hand, **layers, last=nn.Linear(sizes[0], 6)), X)
+
+
+SCORES = {  # beta input + alpha q k^T, as GPT-NeoX and BLOOM write it
+    "position bias": (lambda q, k, b: torch.baddbmm(b, q, k, alpha=0.5), lambda q, k, b: 0.5 * (q @ k) + b),
+    "both scaled": (lambda q, k, b: b.baddbmm(q, k, beta=2, alpha=0.5), lambda q, k, b: 0.5 * (q @ k) + 2 * b),
+    "without a bias": (
+        lambda q, k, b: torch.baddbmm(torch.full_like(b, torch.nan), q, k, beta=0, alpha=0.5),
+        lambda q, k, b: 0.5 * (q @ k),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_with_a_sum(name):
+    def run(scores):
+        return lambda m, x: pooled(m, scores(m.q(x), x.mT, m.bias).softmax(-1) @ m.v(x))
+
+    layers = {n: nn.Linear(WIDTH, WIDTH) for n in "qv"}
+    assert_same_maps(*networks(*map(run, SCORES[name]), bias=SOFT, **layers), X[:1])
 
 
 # ---------------------------------------------------------------- torch's transformers
@@ -329,7 +368,7 @@ def test_decoder_of_two_inputs(norm_first):
 
 
 def test_a_whole_transformer():
-    parts = {"t": nn.Transformer(WIDTH, HEADS, 1, 1, 12, batch_first=True, norm_first=True)}
+    parts = {"t": nn.Transformer(WIDTH, HEADS, 1, 1, 12, batch_first=True)}
 
     def hand(m, x, kv):
         memory = m.t.encoder.norm(encoder(m.t.encoder.layers[0], x))
@@ -376,6 +415,21 @@ def test_hidden_keys_by_infinity_or_the_lowest_number(lowest, dtype):
                 model.mask = torch.zeros(LENGTH, LENGTH, dtype=dtype).masked_fill(SQUARE, low)
                 found.append(LRP(model, RULES[rule]).attribute(X.to(dtype), 1))
         assert all(same(R, found[0], tolerance) for R in found[1:])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_query_that_sees_no_key(rule):
+    """torch gives it zeros; its place is as if the head did not read it."""
+    blind = torch.eye(LENGTH).bool()
+    blind[2] = False
+
+    def run(m, x, kept=slice(None)):
+        y = F.scaled_dot_product_attention(m.q(x), x, m.v(x), m.mask)
+        return m.head(m.last(y)[:, kept].sum(1))
+
+    layers = {n: nn.Linear(WIDTH, WIDTH) for n in "qv"} | {"last": nn.Linear(WIDTH, 6, bias=False)}
+    one, other = networks(run, lambda m, x: run(m, x, [0, 1, 3, 4]), mask=blind, **layers)
+    assert_same_maps(one, other, X, [rule])
 
 
 def test_a_buffer_may_hide_keys_but_not_be_spoilt():

@@ -1,7 +1,8 @@
 """Networks that other libraries ship: balanced books, and LRP-0 as a second derivation has it (`tests/derivation.py`).
 
 Small configurations with random weights, nothing is downloaded. A library that is not installed is skipped; these were
-written against transformers 5.24 (ViT and DINOv2: 4.53.3), braindecode 1.8.1, segmentation-models-pytorch 0.6.0 and monai 1.6.1.
+written against transformers 5.24 (ViT and DINOv2: 4.53.3), braindecode 1.8.1, segmentation-models-pytorch 0.6.0 and
+monai 1.6.1.
 """
 
 import importlib
