@@ -1,4 +1,4 @@
-"""Networks to explain, always trained: three small ones of our own, Caffe's, CIFAR's ResNets, torchvision's.
+"""Networks to explain, always trained: four small ones of our own, Caffe's, CIFAR's ResNets, torchvision's.
 
 `load(name)` gives a network in eval mode, `normalizer(name)` what its input must go through, `side(name)` how
 large that is, `report` how good the network is: look at that before explaining anything. Our own networks know
@@ -25,10 +25,10 @@ from torch.nn import functional as F
 from .. import checks
 from ..errors import DataError
 from .datasets import CAFFE, CIFAR10_CLASSES, DATA, IMAGENET, SCENE, SCENE_255, Normalizer, find, imagenet_classes
-from .networks import BVLCGoogLeNet, CaffeCIFAR10Full, CIFARResNet, SceneLRN, SceneResNet, SceneVGG
+from .networks import BVLCGoogLeNet, CaffeCIFAR10Full, CIFARResNet, SceneLRN, SceneResNet, SceneVGG, SceneViT
 
 CHECKPOINTS = DATA / "checkpoints"
-SCENE_NETWORKS = {"scene_vgg": SceneVGG, "scene_resnet": SceneResNet, "scene_lrn": SceneLRN}
+SCENE_NETWORKS = {"scene_vgg": SceneVGG, "scene_resnet": SceneResNet, "scene_lrn": SceneLRN, "scene_vit": SceneViT}
 
 
 # what training programs put beside a state dict, and what holds no code
@@ -41,11 +41,12 @@ _HARMLESS = [
 
 
 def untrained(name, seed=0):
-    """A scene network with fresh weights (He 2015) that depend on the seed alone: the start of training."""
+    """A scene network with fresh weights, torchvision's or He's (2015), by the seed alone: the start of training."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         model = SCENE_NETWORKS[name]()
-    for module in model.modules():
+    for module in () if isinstance(model, SceneViT) else model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
             if module.bias is not None:
@@ -128,8 +129,8 @@ def class_name(name, logits):
 
 
 def load(name, device="cpu", dtype=None):
-    """A trained network in eval mode: `scene_vgg`, `scene_resnet`, `scene_lrn`, `bvlc_googlenet`,
-    `caffe_cifar10_full`, `cifar_resnet20`, `cifar_resnet32`, or a classifier of torchvision.
+    """A trained network in eval mode: `scene_vgg`, `scene_resnet`, `scene_lrn`, `scene_vit`,
+    `bvlc_googlenet`, `caffe_cifar10_full`, `cifar_resnet20`, `cifar_resnet32`, or a classifier of torchvision.
 
     `bvlc_googlenet` takes Caffe's input (BGR), `bvlc_googlenet_rgb` the usual one of torchvision: see
     `normalizer`. Raises DataError naming the file and the way to get it.

@@ -1,4 +1,4 @@
-"""The networks that are explained: three small ones of our own for scenes, and classics as their papers have them.
+"""The networks that are explained: four small ones of our own for scenes, and classics as their papers have them.
 
 Their weights are read by `lrp.data.models.load`; the names of their layers are those of the weights.
 """
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
 from ..kinds import LRN, register
 
@@ -84,6 +85,22 @@ class SceneLRN(SceneVGG):
 
     def __init__(self):
         super().__init__((24, 24, "M", "L", 48, "M", "L", 64, 64, "M"), side=32, drop=0.1)
+
+
+class SceneViT(VisionTransformer):
+    """torchvision's Vision Transformer in miniature (Dosovitskiy 2021): a class token and 8 x 8 others, three blocks.
+
+    Input (N, 3, 64, 64), normalised by `datasets.SCENE`; output (N, 10) logits. The tokens come from a stem of
+    convolutions with BatchNorm (Xiao 2021), each from 23 x 23 pixels, less than a digit: blocks put them together.
+    """
+
+    def __init__(self, stem=((16, 2), (32, 2), (48, 1), (64, 2)), layers=3, heads=4, width=64, classes=10):
+        convolutions = [ConvStemConfig(channels, 3, stride) for channels, stride in stem]
+        super().__init__(64, 8, layers, heads, width, 2 * width, num_classes=classes, conv_stem_configs=convolutions)
+        nn.init.normal_(self.encoder.pos_embedding, std=0.5)  # nearly the tokens' own: places count from the start
+        with torch.no_grad():
+            for block in self.encoder.layers:  # queries and keys of twice the size: attention that begins uneven
+                block.self_attention.in_proj_weight[: 2 * width] *= 2
 
 
 # ---------------------------------------------------------------- GoogLeNet, 2014
