@@ -88,15 +88,17 @@ class SceneLRN(SceneVGG):
 
 
 class SceneViT(VisionTransformer):
-    """torchvision's Vision Transformer in miniature (Dosovitskiy 2021): a class token and 8 x 8 others, three blocks.
+    """torchvision's Vision Transformer in miniature (Dosovitskiy 2021): a class token and 4 x 4 others, three blocks.
 
     Input (N, 3, 64, 64), normalised by `datasets.SCENE`; output (N, 10) logits. The tokens come from a stem of
-    convolutions with BatchNorm (Xiao 2021), each from 23 x 23 pixels, less than a digit: blocks put them together.
+    convolutions with BatchNorm (Xiao 2021), one every 16 pixels.
     """
 
-    def __init__(self, stem=((16, 2), (32, 2), (48, 1), (64, 2)), layers=3, heads=4, width=64, classes=10):
+    def __init__(
+        self, stem=((16, 2), (32, 1), (32, 2), (64, 1), (64, 2), (64, 2)), layers=3, heads=4, width=64, classes=10
+    ):
         convolutions = [ConvStemConfig(channels, 3, stride) for channels, stride in stem]
-        super().__init__(64, 8, layers, heads, width, 2 * width, num_classes=classes, conv_stem_configs=convolutions)
+        super().__init__(64, 16, layers, heads, width, 2 * width, num_classes=classes, conv_stem_configs=convolutions)
         nn.init.normal_(self.encoder.pos_embedding, std=0.5)  # nearly the tokens' own: places count from the start
         with torch.no_grad():
             for block in self.encoder.layers:  # queries and keys of twice the size: attention that begins uneven

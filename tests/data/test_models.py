@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
@@ -16,7 +17,7 @@ from lrp.errors import DataError
 
 SCENE_NAMES = list(models.SCENE_NETWORKS)
 LRP_DATA = Path(os.environ.get("LRP_DATA", "/nowhere"))
-FLOOR = {"scene_vgg": 0.97, "scene_resnet": 0.97, "scene_vit": 0.9}
+FLOOR = {"scene_vgg": 0.97, "scene_resnet": 0.97, "scene_vit": 0.95}
 FLOOR |= {"scene_lrn": 0.93}  # it sees a quarter of the pixels
 PUBLISHED = {
     "squeezenet1_1": 0.558,
@@ -98,7 +99,7 @@ def test_lrn_of_scene_lrn_is_not_decoration():
     assert models.report(model, inputs, scenes.labels[:, 0]).accuracy.item() < before
 
 
-def vit_on_scenes(n=200):
+def vit_on_scenes(n=400):
     """The Vision Transformer, inputs from test scenes, their labels."""
     scenes = datasets.scenes(n, split="test", start=7000)
     return models.load("scene_vit"), models.normalizer("scene_vit")(scenes.images), scenes.labels[:, 0]
@@ -111,39 +112,22 @@ def test_scene_vit_is_torchvisions():
     assert len(blocks) == 3 and all(type(block) is EncoderBlock for block in blocks)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)]
     assert len(norms) == 2 * len(blocks) + 1 and all(m.eps == 1e-6 for m in norms)
-    assert model.class_token.shape == (1, 1, 64) and model.encoder.pos_embedding.shape == (1, 65, 64)
+    assert model.class_token.shape == (1, 1, 64) and model.encoder.pos_embedding.shape == (1, 17, 64)
     assert model(inputs).shape == (2, 10)
 
 
 @torch.no_grad()
-def test_a_token_of_scene_vit_sees_less_than_a_digit():
-    """Of two pictures that differ in one pixel, only tokens around it differ: 23 pixels each, one every 8."""
-    model, inputs, _ = vit_on_scenes(1)
-    other = inputs.clone()
-    other[:, :, 30, 30] += 1
-    changed = (model.conv_proj(inputs) != model.conv_proj(other)).any(1)[0]
-    assert 1 <= changed.any(0).sum() <= 3 and 1 <= changed.any(1).sum() <= 3
-
-
-@torch.no_grad()
-def test_scene_vit_needs_its_class_token_and_its_positions():
+def test_scene_vit_needs_its_positions():
     model, inputs, labels = vit_on_scenes()
     accuracy = models.report(model, inputs, labels).accuracy.item()
-    patches = inputs.unflatten(2, (8, 8)).unflatten(4, (8, 8)).movedim(4, 3).flatten(2, 3)  # (N, 3, 64, 8, 8)
-    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-    shuffled = patches[:, :, order].unflatten(2, (8, 8)).movedim(3, 4).flatten(4).flatten(2, 3)
-    torch.testing.assert_close(patches.unflatten(2, (8, 8)).movedim(3, 4).flatten(4).flatten(2, 3), inputs)
-    assert models.report(model, shuffled, labels).accuracy.item() < 0.5
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     tokens = model._process_input(inputs[:4])
     both = [torch.cat([model.class_token.expand(4, -1, -1), t], 1) for t in (tokens, tokens[:, order])]
     straight, mixed = (model.heads(model.encoder(t)[:, 0]) for t in both)
     torch.testing.assert_close(straight, model(inputs[:4]))
     assert (straight - mixed).abs().max() > 0.1  # the same tokens in other places
-    positions = model.encoder.pos_embedding.clone()
-    for part in (slice(1, None), slice(0, 1)):  # those of the picture, that of the class token
-        model.encoder.pos_embedding[:, part] = 0
-        assert models.report(model, inputs, labels).accuracy.item() < accuracy - 0.05
-        model.encoder.pos_embedding.copy_(positions)
+    model.encoder.pos_embedding.zero_()
+    assert models.report(model, inputs, labels).accuracy.item() < accuracy
 
 
 def test_untrained_networks_depend_on_the_seed_alone():
@@ -337,6 +321,24 @@ def test_training_is_deterministic_and_leaves_random_numbers_alone(name):
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_ink_is_asked_of_the_token_that_stands_there():
+    """Tokens that hold the ink of their squares are right; in other places, or at first, they are not."""
+    reader = training.Ink(models.untrained("scene_vit"))
+    cover = F.adaptive_avg_pool2d(datasets.scenes(4).masks.float(), 16).round()
+    masks = F.interpolate(cover, 64) > 0
+    reader.tokens = torch.zeros(4, 16, 64)
+    assert reader.loss(masks).item() == pytest.approx(np.log(2))
+    reader.weight.data, reader.bias.data = 40 * torch.eye(16, 64), torch.full((16,), -20.0)
+    reader.tokens[..., :16] = F.pixel_unshuffle(cover, 4).flatten(2).transpose(1, 2)
+    assert reader.loss(masks) < 1e-6 < 0.5 < reader.loss(masks.mT)
+
+
+def test_the_second_task_leaves_nothing_but_other_weights():
+    one, two = training.train("scene_vit", **TINY), training.train("scene_vit", **TINY, ink=1.0)
+    assert not two.encoder._forward_hooks and one.state_dict().keys() == two.state_dict().keys()
+    assert not torch.equal(one.encoder.pos_embedding, two.encoder.pos_embedding)
 
 
 def test_make_trains_once_and_keeps_the_better(folder, monkeypatch, capsys):
