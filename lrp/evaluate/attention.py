@@ -195,8 +195,9 @@ def _chefer(seen: Seen, composite: Composite | None = None) -> Tensor:
     signed shares by LRP-gamma, and biases keep theirs (paper: positive contributions alone, no bias); sums have signed
     shares (paper: rescaled by the size of their totals, `splitting.GlobalRatio`); a softmax goes by its Taylor
     expansion and LayerNorm is a linear map (authors' program: both pass relevance through); divisions are stabilised
-    by a relative epsilon. All but the softmax's can be undone by `Composite([("any", rules.ZPlus())],
-    addition=splitting.GlobalRatio(), norm=rules.Pass(), matmul=rules.Uniform(), softmax=rules.Taylor())`.
+    by a relative epsilon. The first two, and LayerNorm's, can be undone by `Composite([("any", rules.ZPlus())],
+    addition=splitting.GlobalRatio(), norm=rules.Pass(), matmul=rules.Uniform(), softmax=rules.Taylor(),
+    bias="exclude")`.
     """
     explainer = seen.explainer if composite is None else LRP(seen.explainer.model, composite)
     e = explainer.explain(seen.x, seen.target, seeds.OneHot(), [block.name for block in seen.blocks])
