@@ -25,6 +25,7 @@ from .comparison import BLUR, LOCALISATION, PROTOCOLS, Contender, Images, explai
 
 Held = Literal["attention", "norm", "activation"]
 HELD: tuple[Held, ...] = ("attention", "norm", "activation")  # all three: CP-LRP with epsilon -> 0
+REPAIRS = {"nothing held": (), "attention held": HELD[:1], "norms held": HELD[1:2], "both held": HELD[:2]}
 CONVOLUTION, LINEAR = (0.1, 0.25, 100.0), (0.0, 0.01, 0.05, 0.1, 1.0)  # the gammas of LXT's example
 
 # ---------------------------------------------------------------- by hand
@@ -52,20 +53,19 @@ class Head(nn.Module):
         return (scores.softmax(-1) @ values[:, :, None])[:, 0]
 
 
-def toys(points: int = 61) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
-    """{"product", "head", "norm": (model, values of the axis (N,), inputs of the model (N, ...))}.
+def toys(points: int = 61) -> dict[str, tuple[str, nn.Module, Tensor, Tensor]]:
+    """{title: (name of the axis, model, values on the axis (N,), inputs of the model (N, ...))}: product, head, norm.
 
-    The axis is b at a = 2; the sharpness of three scores 1, 0, -1, with values 3, 2, -2; the deviation of what is
-    normalised, where epsilon is 1.
+    Three tokens have scores 1, 0, -1, times the axis, and values 3, -2, 2. The norm has epsilon 1.
     """
     b, sharp, deviation = torch.linspace(-3, 3, points), torch.linspace(0, 4, points), torch.linspace(0.1, 4, points)
-    heads = torch.stack([sharp[:, None] * torch.tensor([1.0, 0, -1]), torch.tensor([3.0, 2, -2]).expand(points, 3)], 1)
-    norm = nn.Sequential(nn.LayerNorm(2, eps=1.0, elementwise_affine=False), nn.Linear(2, 1, bias=False))
+    heads = torch.stack([sharp[:, None] * torch.tensor([1.0, 0, -1]), torch.tensor([3.0, -2, 2]).expand(points, 3)], 1)
+    norm = nn.Sequential(nn.LayerNorm(2, eps=1.0, elementwise_affine=False), nn.Linear(2, 1, bias=False)).eval()
     norm[1].weight.data = torch.tensor([[1.0, -1.0]])
     return {
-        "product": (Product().eval(), b, torch.stack([torch.full_like(b, 2.0), b], 1)),
-        "head": (Head().eval(), sharp, heads),
-        "norm": (norm.eval(), deviation, deviation[:, None] * torch.tensor([1.0, -1.0])),
+        "$y = ab$, with $a = 2$": ("$b$", Product().eval(), b, torch.stack([torch.full_like(b, 2.0), b], 1)),
+        "three tokens, one query": ("sharpness of the scores", Head().eval(), sharp, heads),
+        "LayerNorm": ("deviation of its input", norm, deviation, deviation[:, None] * torch.tensor([1.0, -1.0])),
     }
 
 
@@ -174,7 +174,7 @@ def plain(**options) -> Composite:
     return composites.AttnLRP(0, 0, norm=rules.Pass(), **options)
 
 
-def presets(cp: tuple[float, float], attn: tuple[float, float]) -> dict[str, Composite]:
+def presets(cp: tuple[float, float] = (0.25, 0.05), attn: tuple[float, float] = (0.25, 0.05)) -> dict[str, Composite]:
     """The LRP of the comparison; `cp` and `attn` are the gammas of convolutions and of dense layers."""
     return {
         "plain ε": plain(), "CP-LRP, ε": composites.CPLRP(0, 0), "AttnLRP, ε": composites.AttnLRP(0, 0),

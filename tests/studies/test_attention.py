@@ -52,7 +52,7 @@ def test_scores_that_all_move_keep_their_sum():
 
 
 def test_gradient_x_input_vanishes_at_a_norm():
-    model, deviation, x = attention.toys()["norm"]
+    _, model, deviation, x = attention.toys()["LayerNorm"]
     y, total = model(x)[:, 0], attention.gradient_x_input(model, x).sum(1)
     assert torch.allclose(total, y / (1 + deviation**2), atol=1e-6)
     assert torch.allclose(given(composites.CPLRP(0, 0), model, x).sum(1), y.detach(), rtol=1e-4)
