@@ -290,7 +290,7 @@ class SignalTakesAll(ProductRule):
 
 
 class Uniform(ProductRule):
-    r"""O = A V: half to each, by contributions A_ji V_ip; at an elementwise product R / 2 each, gate or not.
+    r"""O = A V: half to each, by contributions A_ji V_ip. By override, at an elementwise product, R / 2 each.
 
     .. math:: R_{ji} = \sum_p \frac{A_{ji} V_{ip}}{2 O_{jp}} R_{jp}, \qquad
               R_{ip} = \sum_j \frac{A_{ji} V_{ip}}{2 O_{jp}} R_{jp}

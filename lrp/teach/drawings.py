@@ -163,6 +163,33 @@ def matrix(ax: Axes, values: np.ndarray, labels: Sequence | None = None, title: 
     return drawn
 
 
+def cells(ax: Axes, values: np.ndarray, rows: Sequence, columns: Sequence, title: str | None = None) -> None:
+    """A table as a picture: grey by value, dark is more, each cell with its number; the scale is this table's own."""
+    values = np.asarray(values)
+    ax.imshow(values, cmap="Greys", vmin=values.min() - 0.02, vmax=values.max() + 0.7 * np.ptp(values), aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        best = value == values.max()
+        ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, weight="bold" if best else "normal")
+    ax.set_xticks(range(len(columns)), columns, fontsize=7)
+    ax.set_yticks(range(len(rows)), rows, fontsize=7)
+    ax.tick_params(length=0)
+    ax.set_title(title, fontsize=8)
+
+
+def shares(ax: Axes, rows: Mapping[str, Mapping[str, float]], colours: Mapping[str, str]) -> None:
+    """One bar per row, of signed shares: positive ones to the right of zero, negative ones to its left."""
+    for y, parts in enumerate(rows.values()):
+        right = left = 0.0
+        for name, share in parts.items():
+            start = right if share >= 0 else left
+            ax.barh(y, share, 0.7, start, color=colours[name], label=name if y == 0 else None)
+            right, left = right + max(share, 0), left + min(share, 0)
+    ax.axvline(0, color="0.3", lw=0.6)
+    ax.axvline(1, color="0.3", lw=0.8, ls=":")
+    ax.set_yticks(range(len(rows)), rows)
+    ax.invert_yaxis()
+
+
 def station(ax: Axes, place: float, name: str, below: str, last: bool = False) -> None:
     """A stop on the walk back: a box with a name at `place` on the axis of x, a text below it, an arrow to the next."""
     box = {"boxstyle": "round", "fc": "0.95", "ec": "0.4"}

@@ -66,6 +66,18 @@ PAPERS = {  # by BibTeX key, in the order of the page
         "Layer-wise Relevance Propagation for Echo State Networks applied to Earth System Variability",
         "Landt-Hayen, Kröger, Claus, Rath, MLTEC 2022, CS & IT 12(20), arXiv:2210.09958",
     ),
+    "ali2022xai": Paper(
+        "08",
+        "XAI for Transformers: Better Explanations through Conservative Propagation",
+        "Ali, Schnake, Eberle, Montavon, Müller, Wolf, ICML 2022, arXiv:2202.07304",
+        "An addition, beyond the five papers. No number of the paper is compared: its networks are others.",
+    ),
+    "achtibat2024attnlrp": Paper(
+        "08",
+        "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers",
+        "Achtibat, Hatefi, Dreyer, Jain, Wiegand, Lapuschkin, Samek, ICML 2024, arXiv:2402.05602",
+        "An addition, beyond the five papers. No number of the paper is compared: its networks are others.",
+    ),
 }
 
 
