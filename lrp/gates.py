@@ -9,7 +9,7 @@ graph does not tell. So sigmoid(o) * tanh(c) lets tanh(c) through, and relu6(x) 
 from math import inf, pi
 
 from . import kinds as v
-from .graph import SOME, Bound, Node, ancestors, references
+from .graph import SOME, Bound, Node, reachable, references
 
 ANY, POSITIVE, UNIT, SIGNED = (-inf, inf), (0.0, inf), (0.0, 1.0), (-1.0, 1.0)
 RANGES = {  # of functions, whatever their argument
@@ -39,10 +39,12 @@ def gate(node: Node) -> int | None:
 
 def weights(node: Node) -> int | None:
     """Which of two matrices holds the weights of the other's rows: the one that a softmax or sigmoid made, perhaps
-    mixed since, as talking heads are; None where both did, or neither."""
+    mixed since, as talking heads are; None where both did, or neither. What was weighted already, as k^T V in linear
+    attention, is none."""
     made = [factor.bound.gate for factor in node.inputs]
     if made[0] == made[1]:
-        softmaxes = [{n for n in ancestors(factor) if n.kind == v.SOFTMAX} for factor in node.inputs]
+        below = (reachable(factor, lambda n: n.signals) for factor in node.inputs)  # on the ways of relevance
+        softmaxes = [{n for n in found if n.kind == v.SOFTMAX} for found in below]
         made = [bool(own - other) for own, other in (softmaxes, softmaxes[::-1])]
     return None if made[0] == made[1] else made.index(True)
 

@@ -7,6 +7,7 @@ The model itself is only read: nothing is hooked onto it, stored in it or switch
 
 from __future__ import annotations
 
+import copy
 import inspect
 
 import torch
@@ -54,7 +55,7 @@ def _record(model: nn.Module, example: tuple[Tensor, ...]) -> Traced:
     names = [name for name, p in inspect.signature(model.forward).parameters.items() if p.kind != p.VAR_KEYWORD]
     names += [f"input{i}" for i in range(len(names), len(example))]  # forward(self, *inputs)
     recorder = Recorder(model, _Tracer().is_leaf_module)
-    before = [(module, dict(vars(module))) for module in model.modules()]
+    before = [(module, _held(module)) for module in model.modules()]
     try:
         return recorder.record(tuple(map(_other, example)), names[: len(example)])
     except CaptureError as error:
@@ -111,7 +112,7 @@ class _Tracer(fx.Tracer):
         if len(needed := required(model)) > 1:
             raise NeedsExample(f"{type(model).__name__}.forward takes {len(needed)} inputs ({', '.join(needed)})")
         params = list(inspect.signature(model.forward).parameters.values())
-        before = [(module, dict(vars(module))) for module in model.modules()]
+        before = [(module, _held(module)) for module in model.modules()]
         defaults = {p.name: p.default for p in params[1:] if p.default is not p.empty}
         try:
             self.notes.graph = self.trace(model, concrete_args=defaults or None)
@@ -129,11 +130,20 @@ class _Tracer(fx.Tracer):
         return self.notes
 
 
-def _restored(module: nn.Module, held: dict) -> dict:
+def _held(module: nn.Module) -> tuple[dict, dict]:
+    """The attributes of a module, and what its dicts and lists hold: forward may keep in them what it has made."""
+    return dict(vars(module)), {k: copy.copy(c) for k, c in vars(module).items() if type(c) in (dict, list)}
+
+
+def _restored(module: nn.Module, held: tuple[dict, dict]) -> dict:
     """Give a module the attributes back that it had, and return those that are new."""
-    now = vars(module)
-    now |= {name: value for name, value in held.items() if now.get(name) is not value}
-    return {name: now.pop(name) for name in set(now) - set(held)}
+    now, (attributes, contents) = vars(module), held
+    now |= {name: value for name, value in attributes.items() if now.get(name) is not value}
+    for name, content in contents.items():
+        if len(now[name]) != len(content):
+            now[name].clear()
+            now[name].update(content) if isinstance(content, dict) else now[name].extend(content)
+    return {name: now.pop(name) for name in set(now) - set(attributes)}
 
 
 def _given(graph: fx.Graph) -> dict[fx.Node, str]:

@@ -5,7 +5,7 @@ in which
 
 * an activation, a norm and LRN are a fixed factor: f(x) is x times the number f(x) / x;
 * the gate of a product is a fixed number, and where nothing tells the factors apart each is fixed in turn, in halves;
-  of two matrices, that is the one that a softmax made which did not make the other;
+  of two matrices, that is the one that a softmax made which did not make the other (what it only weighted aside);
 * all else (layers, pooling, maxima, views, sums) is as it stands.
 
 `relevance` runs the model's own forward under a mode of torch that sees every call, so it depends on no trace and no
@@ -79,6 +79,7 @@ class Held(TorchFunctionMode):
         self.passes = b.PASSES | set(passes)
         self.refused: Counter = Counter()
         self.softmaxes = 0
+        self.signal: Tensor | None = None  # of a product that was just met
         self.undefined = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -134,8 +135,10 @@ class Held(TorchFunctionMode):
 
     def _call(self, func, name, args, kwargs):
         """The call, and on its value a note of the softmaxes that it was computed from."""
+        self.signal = None
         y = self._answer(func, name, args, kwargs)
-        soft = frozenset().union(*map(_softmaxes, _carried(args, kwargs)))
+        carried = _carried(args, kwargs) if self.signal is None else [self.signal]
+        soft, self.signal = frozenset().union(*map(_softmaxes, carried)), None
         for part in _carried((y,), {}):
             part._softmaxes = soft | _softmaxes(part) | ({self._softmax()} if name == "softmax" else set())
         return y
@@ -259,7 +262,7 @@ class Held(TorchFunctionMode):
         if made[0] == made[1]:
             out = (held(one) + held(two)) / 2
         else:
-            out = held(one if made[0] else two)
+            out, self.signal = held(one if made[0] else two), two if made[0] else one
         return self.mark(out, Mark(out))
 
     def _do(self, func, *args, **kwargs):
@@ -316,6 +319,7 @@ class Held(TorchFunctionMode):
                 out, Mark(out, (), b.Bounds(0.0, 1.0, first.bounds.gate) if own and b.rank(first.bounds) < 2 else None)
             )
         gate = _gate(first, second, one, two)
+        self.signal = None if gate is None else two if gate == 0 else one
         out = one * _fixed(two) if gate == 1 else _fixed(one) * two
         out = (out + one * _fixed(two)) / 2 if gate is None else out
         return self.mark(out, Mark(out, (), b.times(first.bounds, second.bounds)))

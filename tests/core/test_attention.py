@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from derivation import relevance
 from networks import Net
 from torch import Tensor, nn
 from torch.func import jacrev
@@ -127,6 +128,20 @@ def test_heads_that_are_mixed_after_the_softmax_still_are_the_gate():
     weights = model.mix(model.g(x).softmax(-1)).detach()
     y = model.f((weights @ model.v(leaf)).mean(1))[:, 1].sum()
     assert close(e.relevance, x * torch.autograd.grad(y, leaf)[0])
+
+
+def test_linear_attention_has_no_gate_in_its_second_product():
+    """softmax(k)^T V is made of values: q and it meet as two signals, in halves, and V gets its half."""
+    torch.manual_seed(0)
+    parts = {k: nn.Linear(4, 4) for k in "qkv"}
+    model = Net(
+        lambda m, x: m.f((m.q(x) @ (m.k(x).softmax(1).transpose(1, 2) @ m.v(x))).mean(1)), **parts, f=nn.Linear(4, 2)
+    )
+    model, x = model.double().eval(), torch.randn(2, 5, 4, dtype=torch.float64)
+    e = LRP(model, composites.Epsilon(TINY)).explain(x, 1, layers=["q", "k", "v"])
+    q, v = (e.layers[name].sum((1, 2)) for name in "qv")
+    assert close(q, v) and not e.layers["k"].any()
+    assert close(e.relevance, relevance(model, x, F.one_hot(torch.tensor([1, 1]), 2)).relevance, 1e-8)
 
 
 def _fixed_norm(module: nn.Module, x: Tensor) -> Tensor:

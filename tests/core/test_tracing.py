@@ -262,3 +262,25 @@ def test_axes_in_other_places_are_explained_or_refused_by_name(call):
     except LRPError:
         return
     assert torch.allclose(R, gradient * x, atol=1e-9)
+
+
+def test_what_forward_keeps_in_a_dict_does_not_survive_tracing():
+    """As LeViT keeps its position biases: a proxy of fx in there would be read by every later run."""
+
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.kept, self.seen = nn.Parameter(torch.randn(3)), {}, []
+            self.f = nn.Linear(3, 2)
+
+        def forward(self, x):
+            if "bias" not in self.kept:
+                self.kept["bias"] = self.weight[[2, 1, 0]]
+                self.seen.append(self.kept["bias"])
+            return self.f(x.view(len(x), -1) + self.kept["bias"])
+
+    model = Keeps().double().eval()
+    x = torch.randn(2, 3, dtype=torch.float64)
+    R = LRP(model).attribute(x, 1)
+    assert not any(isinstance(kept, torch.fx.Proxy) for kept in (*model.kept.values(), *model.seen))
+    assert torch.equal(LRP(model).attribute(x, 1), R)
