@@ -26,7 +26,8 @@ SIZES = {"torchvision": 96, "torchvision segmentation": 64, "torchvision video":
 OWN_SIZES = [(re.compile(pattern), size) for pattern, size in (
     (r"torchvision (vit_h_14)", 224), (r"torchvision (vit|swin|maxvit)", 224), (r"torchvision video (mvit|s3d)", 224),
     (r"timm (inception|xception|nasnet|pnasnet|legacy_xception|hrnet|selecsls)", 128),
-    (r"timm (halonet|bat_resnext)", 256), (r"timm (legacy_senet|tresnet|dla|darknet|cspdarknet|hgnet|vgg)", 96),
+    (r"timm (halonet|bat_resnext)", 256), (r"timm deepseek_vit", 56),
+    (r"timm (legacy_senet|tresnet|dla|darknet|cspdarknet|hgnet|vgg)", 96),
 )]  # fmt: skip
 
 
