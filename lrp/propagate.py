@@ -31,17 +31,24 @@ def rms(z: Tensor, samples: Samples | None = None) -> Tensor:
     return beside((norm / each.shape[1] ** 0.5).to(z.dtype), z, samples)
 
 
-def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True, samples: Samples | None = None) -> Tensor:
+def stabilise(
+    z: Tensor,
+    epsilon: float = 1e-6,
+    relative: bool = True,
+    samples: Samples | None = None,
+    output: Tensor | None = None,
+) -> Tensor:
     """z moved away from zero, scale-free: z + sign(z) epsilon rms(z) per sample, with sign(+0) = +1.
 
-    `relative=False` takes epsilon as an absolute number. In half precision a relative epsilon is at least the
-    smallest step of the dtype, and never is the shift so small that dividing by it overflows. Shapes: (N, ...) ->
-    (N, ...).
+    `relative=False` takes epsilon as an absolute number; `output` is measured in z's place. In half precision a
+    relative epsilon is at least the smallest step of the dtype, and never is the shift so small that dividing by it
+    overflows. Shapes: (N, ...) -> (N, ...).
     """
     limits = torch.finfo(z.dtype)
     floor = limits.tiny if z.dtype == torch.float16 else limits.tiny**0.5
     if relative:
-        shift = max(epsilon, limits.eps if z.element_size() < 4 else 0.0) * rms(z, samples)
+        size = rms(z if output is None else output, samples)
+        shift = max(epsilon, limits.eps if z.element_size() < 4 else 0.0) * size
     else:
         shift = torch.full_like(z[:1], epsilon)
     return torch.copysign(shift.clamp(min=floor), z).add_(z)
@@ -221,7 +228,8 @@ class Applied:
             return
 
         def moved(z: Tensor) -> tuple[Tensor, Tensor]:
-            z_s = stabilise(z, self.rule.epsilon, self.rule.relative, self.samples)
+            output = self.output() if self.rule.own_sign else None  # in both ways to compute Gamma, one shift
+            z_s = stabilise(z, self.rule.epsilon, self.rule.relative, self.samples, output)
             return z_s, z_s - z
 
         for c, group in self.rule.groups:
@@ -246,9 +254,9 @@ class Applied:
         if "own sign" not in self.prepared:
             z = self.output()
             sign = torch.where(z >= 0, 1.0, -1.0).to(z).mul_(g)
-            z = z * (1 + g) + sign * self.operator.forward(xs, w, b)
-            z_s = stabilise(z, self.rule.epsilon, self.rule.relative, self.samples)
-            self.prepared["own sign"] = sign, z_s, z_s - z
+            own = z * (1 + g) + sign * self.operator.forward(xs, w, b)
+            z_s = stabilise(own, self.rule.epsilon, self.rule.relative, self.samples, z)
+            self.prepared["own sign"] = sign, z_s, z_s - own
         sign, z_s, gap = self.prepared["own sign"]
         s = R / z_s
         self.stabiliser = self.stabiliser + total(s * gap, self.samples)
