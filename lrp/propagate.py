@@ -31,18 +31,11 @@ def rms(z: Tensor, samples: Samples | None = None) -> Tensor:
     return beside((norm / each.shape[1] ** 0.5).to(z.dtype), z, samples)
 
 
-def stabilise(
-    z: Tensor,
-    epsilon: float = 1e-6,
-    relative: bool = True,
-    samples: Samples | None = None,
-    output: Tensor | None = None,
-) -> Tensor:
+def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True, samples=None, output: Tensor | None = None):
     """z moved away from zero, scale-free: z + sign(z) epsilon rms(z) per sample, with sign(+0) = +1.
 
     `relative=False` takes epsilon as an absolute number; `output` is measured in z's place. In half precision a
-    relative epsilon is at least the smallest step of the dtype, and never is the shift so small that dividing by it
-    overflows. Shapes: (N, ...) -> (N, ...).
+    relative epsilon is at least the smallest step of the dtype, and the shift is never too small to divide by.
     """
     limits = torch.finfo(z.dtype)
     floor = limits.tiny if z.dtype == torch.float16 else limits.tiny**0.5
