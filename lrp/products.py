@@ -1,4 +1,6 @@
-"""Steps where two signals meet: gates, products of matrices, and the softmax that makes the weights of attention::
+"""Steps where two signals meet: gates, products of matrices, and the softmax that makes the weights of attention.
+
+Three more rows for the table of `lrp.steps`::
 
 step      at                        with                       what the sources get of R
 Gate      elementwise product       SignalTakesAll, Uniform    R for the signal, or halves
