@@ -2,10 +2,10 @@
 
 Three more rows for the table of `lrp.steps`::
 
-step      at                        with                       what the sources get of R
-Gate      elementwise product       SignalTakesAll, Uniform    R for the signal, or halves
-Matmul    product of two matrices   SignalTakesAll, Uniform    by contributions a_ji v_ip, to V or in halves
-Softmax   softmax                   Taylor                     x_i (R_i - s_i sum R); the rest stays there
+    step      at                        with                       what the sources get of R
+    Gate      elementwise product       SignalTakesAll, Uniform    R for the signal, or halves
+    Matmul    product of two matrices   SignalTakesAll, Uniform    by contributions a_ji v_ip, to V or in halves
+    Softmax   softmax                   Taylor                     x_i (R_i - s_i sum R); the rest stays there
 """
 
 import torch

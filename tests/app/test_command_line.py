@@ -348,9 +348,6 @@ def test_networks_that_cannot_be_explained(own, capsys):
     assert explain(*picture, f"{own}:scalar", "--contrastive=2") == 0
     assert "it is a TorchScript module" in failure(capsys, *picture, f"{own}:scripted")
     assert "a lazy module has not run yet: call the model once" in failure(capsys, *picture, f"{own}:lazy")
-    assert "multiheadattention) gives several tensors, which no rule shares" in failure(
-        capsys, "scene.png", "--model", "torchvision.models:vit_b_32"
-    )
 
 
 def test_weights_that_are_missing_or_unsound(here, capsys, monkeypatch):

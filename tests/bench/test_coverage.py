@@ -7,7 +7,6 @@ import time
 
 import pytest
 import torch
-import torchvision
 
 from bench import coverage, coverage_networks, coverage_report
 from lrp import LRP, CaptureError, InputError, UnsupportedOperation, composites
@@ -75,19 +74,6 @@ def test_batchnorm_is_calibrated_and_nothing_is_left_in_training_mode():
     with torch.no_grad():
         assert 0.1 < float(stem(x).std()) < 10
     assert not any(m.training for m in model.modules()) and model.bn1.momentum == 0.1
-
-
-@pytest.mark.parametrize(
-    ("name", "first"),
-    [
-        ("vit_b_32", "encoder.layers.encoder_layer_0.self_attention"),
-        ("swin_t", "features.1.0.attn.shifted_window_attention"),
-        ("maxvit_t", "blocks.0.layers.0.layers.window_attention.attn_layer.1"),
-    ],
-)
-def test_transformers_are_refused_by_the_name_of_their_first_unknown_node(name, first):
-    with pytest.raises(UnsupportedOperation, match=first.replace(".", r"\.")):
-        LRP(torchvision.models.get_model(name, weights=None).eval())
 
 
 def test_a_wrong_map_and_a_raw_error_are_told_from_a_refusal(monkeypatch):
