@@ -130,19 +130,32 @@ class _Tracer(fx.Tracer):
         return self.notes
 
 
-def _held(module: nn.Module) -> tuple[dict, dict]:
-    """The attributes of a module, and what its dicts and lists hold: forward may keep in them what it has made."""
-    return dict(vars(module)), {k: copy.copy(c) for k, c in vars(module).items() if type(c) in (dict, list)}
+def _held(module: nn.Module) -> tuple[dict, list]:
+    """The attributes of a module, and what their dicts, lists and sets hold: forward may keep in them what it makes."""
+    return dict(vars(module)), [(c, copy.copy(c)) for value in vars(module).values() for c in _containers(value)]
 
 
-def _restored(module: nn.Module, held: tuple[dict, dict]) -> dict:
+def _containers(value) -> list:
+    """The dicts, lists and sets in a value, itself first."""
+    if not isinstance(value, dict | list | set):
+        return []
+    inside = value.values() if isinstance(value, dict) else value
+    return [value, *(c for item in inside for c in _containers(item))]
+
+
+def _members(container: dict | list | set) -> list[int]:
+    """Which objects it holds, by their identity."""
+    return [id(x) for pair in container.items() for x in pair] if isinstance(container, dict) else [*map(id, container)]
+
+
+def _restored(module: nn.Module, held: tuple[dict, list]) -> dict:
     """Give a module the attributes back that it had, and return those that are new."""
     now, (attributes, contents) = vars(module), held
     now |= {name: value for name, value in attributes.items() if now.get(name) is not value}
-    for name, content in contents.items():
-        if len(now[name]) != len(content):
-            now[name].clear()
-            now[name].update(content) if isinstance(content, dict) else now[name].extend(content)
+    for container, content in contents:
+        if _members(container) != _members(content):  # else another thread might find it empty for a moment
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)
     return {name: now.pop(name) for name in set(now) - set(attributes)}
 
 

@@ -264,23 +264,30 @@ def test_axes_in_other_places_are_explained_or_refused_by_name(call):
     assert torch.allclose(R, gradient * x, atol=1e-9)
 
 
-def test_what_forward_keeps_in_a_dict_does_not_survive_tracing():
-    """As LeViT keeps its position biases: a proxy of fx in there would be read by every later run."""
+def test_what_forward_keeps_in_containers_does_not_survive_tracing():
+    """As LeViT keeps its position biases: a proxy of fx in there would be read by every later run.
+
+    In a dict, a list, a set or one in another; whether it was added, or took the place of what was there.
+    """
 
     class Keeps(nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight, self.kept, self.seen = nn.Parameter(torch.randn(3)), {}, []
-            self.f = nn.Linear(3, 2)
+            self.weight, self.f = nn.Parameter(torch.randn(3)), nn.Linear(3, 2)
+            self.kept, self.seen, self.last, self.deep, self.many = {}, [], [None], {"a": [1]}, set()
 
         def forward(self, x):
             if "bias" not in self.kept:
-                self.kept["bias"] = self.weight[[2, 1, 0]]
-                self.seen.append(self.kept["bias"])
+                self.kept["bias"] = bias = self.weight[[2, 1, 0]]
+                self.seen.append(bias)
+                self.last[0] = bias
+                self.deep["a"][0] = bias
+                self.many.add(bias)
             return self.f(x.view(len(x), -1) + self.kept["bias"])
 
     model = Keeps().double().eval()
     x = torch.randn(2, 3, dtype=torch.float64)
+    LRP(model)  # traces, and runs nothing
+    assert (model.kept, model.seen, model.last, model.deep, model.many) == ({}, [], [None], {"a": [1]}, set())
     R = LRP(model).attribute(x, 1)
-    assert not any(isinstance(kept, torch.fx.Proxy) for kept in (*model.kept.values(), *model.seen))
     assert torch.equal(LRP(model).attribute(x, 1), R)
