@@ -25,6 +25,7 @@ from torch import Tensor
 from . import kinds as v
 from . import rules as r
 from . import splitting as s
+from .gates import attends
 from .graph import Node
 
 LISTED = (v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE)  # where "any", "first" and functions are asked
@@ -103,6 +104,8 @@ class Composite:
             rows = [(condition, rule) for condition, rule in rows if condition != "any" or isinstance(rule, r.Adjoint)]
         named = (rule for pattern, rule in self.overrides.items() if self.names(pattern, node))
         listed = (rule for condition, rule in rows if _holds(condition, node, first))
+        if attends(node):  # the product of matrices with its sum written apart has the same rule
+            listed = chain(listed, [self.matmul])
         return next(chain(named, listed), r.Pass() if front else None)
 
     @staticmethod

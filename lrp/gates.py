@@ -9,7 +9,7 @@ graph does not tell. So sigmoid(o) * tanh(c) lets tanh(c) through, and relu6(x) 
 from math import inf, pi
 
 from . import kinds as v
-from .graph import SOME, Bound, Node, reachable, references
+from .graph import SOME, Bound, Node, references
 
 ANY, POSITIVE, UNIT, SIGNED = (-inf, inf), (0.0, inf), (0.0, 1.0), (-1.0, 1.0)
 RANGES = {  # of functions, whatever their argument
@@ -39,14 +39,26 @@ def gate(node: Node) -> int | None:
 
 def weights(node: Node) -> int | None:
     """Which of two matrices holds the weights of the other's rows: the one that a softmax or sigmoid made, perhaps
-    mixed since, as talking heads are; None where both did, or neither. What was weighted already, as k^T V in linear
-    attention, is none."""
-    made = [factor.bound.gate for factor in node.inputs]
+    mixed since, as talking heads are, or one within 0..1, as a softmax by hand is; None where both did, or neither.
+    What was weighted already, as k^T V in linear attention, is none."""
+    made = [_rank(factor.bound) <= 1 for factor in node.inputs]
     if made[0] == made[1]:
-        below = (reachable(factor, lambda n: n.signals) for factor in node.inputs)  # on the ways of relevance
-        softmaxes = [{n for n in found if n.kind == v.SOFTMAX} for found in below]
-        made = [bool(own - other) for own, other in (softmaxes, softmaxes[::-1])]
+        one, two = (factor.softmaxes for factor in node.inputs)
+        made = [bool(one - two), bool(two - one)]
     return None if made[0] == made[1] else made.index(True)
+
+
+def attends(node: Node) -> bool:
+    """Is this elementwise product one of attention weights and values, whose sum is written apart?"""
+    return node.kind == v.PRODUCT and node.gate is not None and bool(node.inputs[node.gate].softmaxes)
+
+
+def measure(node: Node) -> Node:
+    """The node with what is known of its values: their bound, and the softmaxes that they are made of."""
+    node.bound = bound(node)
+    below = (source.softmaxes for source in node.signals)
+    node.softmaxes = frozenset([node]) if node.kind == v.SOFTMAX else frozenset().union(*below)
+    return node
 
 
 def _rank(bound: Bound) -> int:

@@ -54,6 +54,7 @@ class Node:
     after: tuple["Node", ...] = ()  # affine maps folded into this node, likewise
     aliases: tuple[str, ...] = ()  # names of nodes that were folded into this one
     bound: Bound = UNBOUNDED
+    softmaxes: frozenset["Node"] = frozenset()  # those on the ways of relevance below it, the nearest
     parts: tuple["Node", ...] = ()  # of an activation written as an expression: its operations, in order
     fills: bool = False  # do constants stand among its values? They keep what they get, as a bias does
     head: bool = False  # is this one of the last dense layers?

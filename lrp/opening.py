@@ -9,7 +9,7 @@ from torch import nn
 
 from . import kinds as v
 from .errors import UnsupportedOperation
-from .gates import bound
+from .gates import measure
 from .graph import Node
 from .relating import related
 
@@ -45,6 +45,6 @@ class Do:
         return self.unique(f"{self.name}.{called}")
 
     def _add(self, node: Node) -> Node:
-        node.place, node.bound = self.place, bound(node)
-        self.made.append(node)
+        node.place = self.place
+        self.made.append(measure(node))
         return node

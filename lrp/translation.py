@@ -19,7 +19,7 @@ from torch import fx, nn
 from . import checks
 from . import kinds as v
 from .errors import CaptureError, NeedsExample
-from .gates import bound
+from .gates import measure
 from .graph import Graph, Node, ancestors
 from .opened import FUNCTIONS, OPENED
 from .opening import Do
@@ -106,7 +106,7 @@ class Translation:
 
     def _add(self, fx_node: fx.Node, node: Node, inplace: bool = False) -> None:
         self.nodes.append(node)
-        node.bound = bound(node)
+        measure(node)
         changed = first(fx_node) if inplace else None
         if not self.trace.recorded:
             self._look_for_views(fx_node, node, changed)

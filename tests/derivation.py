@@ -256,7 +256,7 @@ class Held(TorchFunctionMode):
             swap = tree_map(lambda t: _fixed(t) if t is fixed else t, (args, kwargs))
             return func(*swap[0], **swap[1])
 
-        made = [m.bounds is not None and m.bounds.gate for m in (self.of(one), self.of(two))]
+        made = [b.rank(self.of(t).bounds) <= 1 for t in (one, two)]
         if made[0] == made[1]:
             made = [bool(_softmaxes(a) - _softmaxes(b)) for a, b in ((one, two), (two, one))]
         if made[0] == made[1]:

@@ -101,6 +101,9 @@ def test_both_factors_of_a_matrix_product_get_half_by_contributions():
         lambda a, v: torch.einsum("nip,nji->njp", v, a),
         lambda a, v: torch.baddbmm(torch.zeros(()).to(v), a, v),
         lambda a, v: (v.mT @ a.mT).mT,
+        lambda a, v: (a[..., None] * v[:, None]).sum(2),
+        lambda a, v: (v[:, None] * a.unsqueeze(-1)).sum(-2),
+        lambda a, v: torch.stack([(a[:, j, :, None] * v).sum(1) for j in range(5)], 1),
     ],
 )
 def test_the_same_product_otherwise_has_the_same_map(rule, call):
@@ -142,6 +145,22 @@ def test_linear_attention_has_no_gate_in_its_second_product():
     q, v = (e.layers[name].sum((1, 2)) for name in "qv")
     assert close(q, v) and not e.layers["k"].any()
     assert close(e.relevance, relevance(model, x, F.one_hot(torch.tensor([1, 1]), 2)).relevance, 1e-8)
+
+
+@pytest.mark.parametrize("product", [lambda a, v: a @ v, lambda a, v: (a[..., None] * v[:, None]).sum(2)])
+def test_a_softmax_by_hand_is_the_gate_too(product):
+    def model(softmax):
+        torch.manual_seed(0)
+        parts = {"g": nn.Linear(4, 5), "v": nn.Linear(4, 3), "f": nn.Linear(3, 2)}
+        return Net(lambda m, x: m.f(product(softmax(m.g(x)), m.v(x)).mean(1)), **parts).double().eval()
+
+    def by_hand(s):
+        e = (s - s.amax(-1, keepdim=True)).exp()
+        return e / e.sum(-1, keepdim=True)
+
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    plain, other = (LRP(model(way), CP).attribute(x, 1) for way in (lambda s: s.softmax(-1), by_hand))
+    assert close(other, plain)
 
 
 def _fixed_norm(module: nn.Module, x: Tensor) -> Tensor:
