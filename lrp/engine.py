@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, seeds
+from .amounts import total
 from .composites import Composite, EpsilonPlus
 from .errors import LRPError
 from .explanation import Explanation
 from .graph import Node
 from .plan import Plan
 from .plans import Plans
-from .propagate import total
 from .seeds import Seed
 from .walk import back, forward
 

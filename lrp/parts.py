@@ -1,4 +1,4 @@
-"""Parts of inputs and weights, and groups of their products: what the rules are written in."""
+"""Parts of inputs and weights, groups of their products, and the base of rules: what `lrp.rules` is written in."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,3 +66,29 @@ POSITIVE = Group((Part(pos, pos), Part(neg, neg)), bias=pos)
 NEGATIVE = Group((Part(pos, neg), Part(neg, pos)), bias=neg)
 UNIFORM = Group((Part(ones, magnitude),))
 EQUAL = Group((Part(ones, ones),))  # the last resort: a pruned filter, active by its bias alone
+
+
+class Rule:
+    """Base of all rules.
+
+    `groups` are (coefficient, Group) pairs whose coefficients sum to 1 at every unit. Where all contributions of a
+    group have one sign (`one_sided`), division is exact; a unit for which a group is empty gives that group's share to
+    the others, and where all are empty `fallback` steps in, so that no relevance leaks. Other rules are stabilised.
+    """
+
+    groups: tuple[tuple[float, Group], ...] = ()
+    fallback: tuple[Group, ...] = ()
+    one_sided: bool = False
+    complete: bool = False  # do the groups together make z, bias included?
+    own_sign: float = 0.0  # how much more than once contributions of the unit's own sign count
+    at: tuple[str, ...] = ()  # the only kinds of node at which it has a meaning (none: any linear map)
+    sign_selective: bool = False  # would negated weights give other shares? (Contrastive(kind=2) needs it)
+    epsilon: float = 1e-6
+    relative: bool = True
+
+    def __repr__(self):
+        return f"{type(self).__name__}()"
+
+    def complaint(self, xs: list[Tensor]) -> str | None:
+        """What about these inputs breaks the rule's assumptions (None if nothing does)."""
+        return None

@@ -10,8 +10,9 @@ Three more rows for the table of `lrp.steps`::
 
 import torch
 
+from .amounts import stabilise, total
 from .operators import reduce_to
-from .propagate import Shares, stabilise, total
+from .propagate import Shares
 from .relating import softmax_axis
 from .rules import Uniform
 from .steps import Local, Step, value_of

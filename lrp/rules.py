@@ -32,6 +32,7 @@ from .parts import (
     Constant,
     Group,
     Part,
+    Rule,
     Tilt,
     magnitude,
     neg,
@@ -40,32 +41,6 @@ from .parts import (
     same,
     square,
 )
-
-
-class Rule:
-    """Base of all rules.
-
-    `groups` are (coefficient, Group) pairs whose coefficients sum to 1 at every unit. Where all contributions of a
-    group have one sign (`one_sided`), division is exact; a unit for which a group is empty gives that group's share to
-    the others, and where all are empty `fallback` steps in, so that no relevance leaks. Other rules are stabilised.
-    """
-
-    groups: tuple[tuple[float, Group], ...] = ()
-    fallback: tuple[Group, ...] = ()
-    one_sided: bool = False
-    complete: bool = False  # do the groups together make z, bias included?
-    own_sign: float = 0.0  # how much more than once contributions of the unit's own sign count
-    at: tuple[str, ...] = ()  # the only kinds of node at which it has a meaning (none: any linear map)
-    sign_selective: bool = False  # would negated weights give other shares? (Contrastive(kind=2) needs it)
-    epsilon: float = 1e-6
-    relative: bool = True
-
-    def __repr__(self):
-        return f"{type(self).__name__}()"
-
-    def complaint(self, xs: list[Tensor]) -> str | None:
-        """What about these inputs breaks the rule's assumptions (None if nothing does)."""
-        return None
 
 
 @dataclass(frozen=True)
@@ -290,7 +265,7 @@ class SignalTakesAll(ProductRule):
 
 
 class Uniform(ProductRule):
-    r"""O = A V: half to each, by contributions A_ji V_ip. By override, at an elementwise product, R / 2 each.
+    r"""O = A V: half to each, by contributions A_ji V_ip. At an elementwise product with attention weights, R / 2.
 
     .. math:: R_{ji} = \sum_p \frac{A_{ji} V_{ip}}{2 O_{jp}} R_{jp}, \qquad
               R_{ip} = \sum_j \frac{A_{ji} V_{ip}}{2 O_{jp}} R_{jp}

@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kinds as v
+from .amounts import stabilise
 from .errors import UnsupportedOperation
 from .graph import Node
 from .parts import Group, Part, ones, pos, same
-from .propagate import stabilise
 from .rules import Rule
 
 

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 
 from . import kinds as v
 from .affine import operator
+from .amounts import total
 from .averages import Averaging, Jacobian, Resampling, splits
 from .errors import LRPError, UnsupportedOperation, warn
 from .gates import overshoots
 from .graph import Node
 from .norms import Normalising
 from .operators import reduce_to
-from .propagate import Applied, Shares, reads_output, total
+from .propagate import Applied, Shares, reads_output
 from .refusals import no_rule, no_single_value
 from .rules import Rule
 

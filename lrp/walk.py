@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .amounts import total
 from .checks import failed
 from .errors import LRPError
 from .explanation import Row
 from .graph import Node
-from .propagate import Shares, total
+from .propagate import Shares
 from .samples import Samples, follow
 
 LARGEST = {"cpu": 2**22, "cuda": 2**27}  # values of the largest node, times targets, that one walk carries at most

@@ -96,10 +96,10 @@ def test_there_is_no_circle():
 def test_every_room_is_of_its_size():
     """A file is one room. The core stays small enough to be read in an afternoon."""
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files()}
-    assert not {path.name: n for path, n in lines.items() if n > 325}
+    assert not {path.name: n for path, n in lines.items() if n > 320}
     core = [path for path in lines if folder(path) == ""]
-    assert len(core) <= 40
-    assert sum(lines[path] for path in core) <= 6800 and sum(lines.values()) <= 17600
+    assert len(core) <= 41
+    assert sum(lines[path] for path in core) <= 6850 and sum(lines.values()) <= 17600
 
 
 def test_no_function_is_longer_than_a_page():
