@@ -19,6 +19,7 @@ from .graph import Node
 
 MOVERS = (v.REARRANGE, v.PIECES, v.AVERAGE, v.MAXIMUM)
 ELEMENTWISE = (v.ADD, v.PRODUCT, v.ACTIVATION, v.SCALE)  # axes are counted from the right, as torch broadcasts them
+NAMED_AXES = {"einsum", "tensordot"}  # products that put axes anywhere
 # words in names of what leaves the first axis alone
 IN_PLACE = "pool pad fold interpolate upsample pixel first_state".split()
 
@@ -88,6 +89,9 @@ def follow(node: Node, value: Tensor, values: dict, known: dict[Node, Samples | 
         stay = stay or _same_first(node, value, values)
     if node.kind in MOVERS and not stay:
         return _seen(node, _probe(node, values, known, n), n)
+    if node.op in NAMED_AXES and node.kind in (v.DENSE, v.MATMUL):
+        found = [_seen(node, _probe(node, values, known, n, factor), n) for factor in followed]
+        return found[0] if all(_alike(found[0], other, n) for other in found) else Mixed(node, value.shape)
     if node.kind not in ELEMENTWISE and not any(sources) and value.dim() and len(value) == n:
         return None
     return _aligned(node, value, values, dict(zip(followed, sources, strict=True)), n)
@@ -97,23 +101,24 @@ def _same_first(node: Node, value: Tensor, values: dict) -> bool:
     return value.dim() > 0 and len(value) == len(values[node.sources[0]])
 
 
-def _probe(node: Node, values: dict, known: dict, n: int) -> Tensor:
-    """The node's value where the inputs hold the number of their sample, from 1; 0 is what belongs to none."""
-    given = {}
-    for source in node.sources:
+def _probe(node: Node, values: dict, known: dict, n: int, numbered: Node | None = None) -> Tensor:
+    """The node's value where the inputs hold the number of their sample, from 1; 0 is what belongs to none.
+
+    Of a product only the factor `numbered` does, and the other one holds ones.
+    """
+    given, rest = {}, torch.zeros_like if numbered is None else torch.ones_like
+
+    def emptied(x):
+        return rest(x, dtype=torch.float64) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    for source in node.sources if numbered is None else [numbered]:
         x, samples = values[source], known.get(source)
         ids = torch.arange(n) if samples is None else samples.ids
         numbers = beside(ids.to(x.device) + 1, x, Samples(n, samples.axis if samples else 0, torch.arange(len(ids))))
         given[source] = torch.empty_like(x, dtype=torch.float64).copy_(numbers)  # strided as x is, for views
-    for constant in set(values) - set(given):
-        x = values[constant]
-        given[constant] = torch.zeros_like(x).double() if isinstance(x, Tensor) and x.is_floating_point() else x
-    return replace(node, args=_emptied(node.args), kwargs=_emptied(node.kwargs)).run(given)
-
-
-def _emptied(args):
-    """Arguments with zeros in the places of tensors that the network made while it was recorded."""
-    return map_aggregate(args, lambda a: torch.zeros_like(a) if isinstance(a, Tensor) and a.is_floating_point() else a)
+    given = {other: emptied(values[other]) for other in values} | given
+    args, kwargs = map_aggregate((node.args, node.kwargs), emptied)  # tensors that were made while it was recorded
+    return replace(node, args=args, kwargs=kwargs).run(given)
 
 
 def _seen(node: Node, probe: Tensor, n: int) -> Samples | None:
@@ -143,12 +148,14 @@ def _aligned(node: Node, value: Tensor, values: dict, sources: dict[Node, Sample
         if not kept or (node.kind == v.DENSE and last) or (node.kind == v.CONVOLUTION and axis):
             return Mixed(node, value.shape)
         found.append(None if samples is None and out == 0 else Samples(n, out, _ids(samples, n)))
-    first, *others = found
-    same = all(
-        (first is None) == (s is None) and (first is None or (first.axis == s.axis and first.ids.equal(s.ids)))
-        for s in others
-    )
-    return first if same else Mixed(node, value.shape)
+    return found[0] if all(_alike(found[0], other, n) for other in found) else Mixed(node, value.shape)
+
+
+def _alike(one: Samples | None, two: Samples | None, n: int) -> bool:
+    """Are the samples in the same places?"""
+    if isinstance(one, Mixed) or isinstance(two, Mixed):
+        return False
+    return (one and one.axis) == (two and two.axis) and _ids(one, n).equal(_ids(two, n))
 
 
 def _ids(samples: Samples | None, n: int) -> Tensor:

@@ -147,6 +147,26 @@ def test_linear_attention_has_no_gate_in_its_second_product():
     assert close(e.relevance, relevance(model, x, F.one_hot(torch.tensor([1, 1]), 2)).relevance, 1e-8)
 
 
+@pytest.mark.parametrize("order", ["njp", "jnp", "jpn", "pnj"])
+@pytest.mark.parametrize("n", [3, 5])
+def test_an_einsum_may_put_samples_on_any_axis(order, n):
+    """Each keeps its own scale, also where there are as many samples as queries: one is a million times larger."""
+    torch.manual_seed(0)
+    parts = {"g": nn.Linear(4, 5), "v": nn.Linear(4, 3), "f": nn.Linear(3, 2)}
+
+    def call(m, x):
+        o = torch.einsum(f"nji,nip->{order}", m.g(x).softmax(-1), m.v(x))
+        return m.f(o.permute(*(order.index(axis) for axis in "njp")).mean(1))
+
+    model = Net(call, **parts).double().eval()
+    x = torch.randn(n, 5, 4, dtype=torch.float64)
+    x[1] *= 1e6
+    for composite in (composites.AttnLRP(0, 0, 1e-3), composites.CPLRP(0, 0, 1e-3)):
+        explainer = LRP(model, composite)
+        e = explainer.explain(x, 1)
+        assert close(explainer.attribute(x[2:3], 1), e.relevance[2:3]) and e.imbalance < 1e-9
+
+
 @pytest.mark.parametrize("product", [lambda a, v: a @ v, lambda a, v: (a[..., None] * v[:, None]).sum(2)])
 def test_a_softmax_by_hand_is_the_gate_too(product):
     def model(softmax):
