@@ -9,7 +9,8 @@ by leaving draws out. For each, several composites explain it, and each explanat
 Left out, by name: values beyond 1e+-100, whose squares leave float64 (the rms that scales epsilon); affine functions
 of the input itself, (x - mean) / std, whose meaning is a convention that other tests hold; f(x) + relu(-f(x)), a sum
 that is rounding where it should be one number, which signs and maxima amplify; and, of the comparison alone,
-x + (x - c) (`fuzz_networks.shifted_onto_itself`).
+x + (x - c) (`fuzz_networks.shifted_onto_itself`). LRP-0 is `Epsilon(0)`: where values of one sample lie 16 orders of
+magnitude apart, any relative epsilon keeps the smallest of them, and the comparison would be one of epsilons.
 """
 
 import random
@@ -29,7 +30,7 @@ from lrp import LRP, LRPError, composites, rules
 
 ZERO = "LRP-0"
 COMPOSITES = {
-    ZERO: lambda **o: composites.Epsilon(1e-15, addition=rules.Epsilon(1e-15), **o),
+    ZERO: lambda **o: composites.Epsilon(0, addition=rules.Epsilon(0), **o),
     "Epsilon": composites.Epsilon,
     "EpsilonPlus": composites.EpsilonPlus,
     "EpsilonPlus, exclude": lambda **o: composites.EpsilonPlus(bias="exclude", **o),

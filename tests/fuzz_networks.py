@@ -17,6 +17,7 @@ ONE_VALUE = {
     "chosen",
     "activation",
     "relu",
+    "relu_inplace",
     "identity",
     "by_hand",
 }  # functions of one value
