@@ -4,7 +4,8 @@
 >>> explainer = LRP(model, composites.EpsilonPlus())  # doctest: +SKIP
 >>> relevance = explainer.attribute(x, target=3)  # doctest: +SKIP
 
-The core stands in this folder, all else in folders of it: `data`, `evaluate`, `studies`, `teach`, `build`, `app`.
+The core stands in this folder, with the two rooms `network` (a model becomes a graph) and `nodes` (what happens at one
+node); all else in other folders of it: `data`, `evaluate`, `studies`, `teach`, `build`, `app`.
 Names are imported when they are first used, so `import lrp` does not wait for torch.
 """
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:  # for editors, and for the build, which follows imports witho
         UnsupportedOperation,
     )
     from .explanation import Explanation
-    from .kinds import register
-    from .tracing import capture
+    from .network.kinds import register
+    from .network.tracing import capture
 
 __version__ = "0.1.0"
 
@@ -49,8 +50,8 @@ __all__ = [
     "seeds",
 ]
 
-_HOMES = {"LRP": "engine", "quantus_explain": "engine", "Explanation": "explanation", "register": "kinds"}
-_HOMES |= {"capture": "tracing"} | {
+_HOMES = {"LRP": "engine", "quantus_explain": "engine", "Explanation": "explanation", "register": "network.kinds"}
+_HOMES |= {"capture": "network.tracing"} | {
     name: "errors" for name in __all__ if name.endswith(("Error", "Warning", "Operation"))
 }
 

@@ -1,8 +1,8 @@
 """Composites: which rule where. Each is a short, printable list of (condition, rule); the first match holds.
 
-A condition is the kind of a node ("convolution", "batchnorm", "average"; see `lrp.kinds`), "dense" (the last dense
-layers), "linear" (all of them), "first" (the convolutions and dense layers nearest to the input), "any", or a function
-of the node that says yes or no.
+A condition is the kind of a node ("convolution", "batchnorm", "average"; see `lrp.network.kinds`), "dense" (the last
+dense layers), "linear" (all of them), "first" (the convolutions and dense layers nearest to the input), "any", or a
+function of the node that says yes or no.
 
 >>> print(EpsilonPlus(bias="exclude"))
 EpsilonPlus(bias='exclude')
@@ -22,11 +22,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from . import kinds as v
 from . import rules as r
 from . import splitting as s
-from .gates import attends
-from .graph import Node
+from .network import kinds as v
+from .network.gates import attends
+from .network.graph import Node
 
 LISTED = (v.CONVOLUTION, v.DENSE, v.BATCHNORM, v.AVERAGE)  # where "any", "first" and functions are asked
 CONDITIONS = ("any", "first", "linear", *LISTED, v.MAXIMUM)

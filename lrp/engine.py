@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, seeds
-from .amounts import total
 from .composites import Composite, EpsilonPlus
 from .errors import LRPError
 from .explanation import Explanation
-from .graph import Node
+from .network.graph import Node
+from .nodes.amounts import total
 from .plan import Plan
 from .plans import Plans
 from .seeds import Seed

@@ -13,7 +13,10 @@ from pathlib import Path
 from .errors import warn
 
 ROOMS = {  # new folder: old names; with a new file name where there is one
-    "": "vocabulary:kinds capture:tracing sharing:propagate interop:engine",
+    "": "interop:engine",
+    "network": "kinds vocabulary:kinds graph gates relating constants opening opened recurrent translation recording "
+    "tracing capture:tracing padding affine folding heads ends samples operators",
+    "nodes": "steps products norms propagate sharing:propagate amounts refusals averages",
     "data": "datasets scenes models training downloads netcdf geospatial fields googlenet:networks "
     "caffe_cifar:networks cifar_resnet:networks climate_nets:field_networks",
     "evaluate": "metrics perturbation insertion localisation contribution:localisation randomisation baselines",

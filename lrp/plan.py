@@ -8,14 +8,16 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from . import checks, ends, products, steps
-from . import kinds as v
+from . import checks
 from .errors import LRPError
-from .graph import Graph, Node, reachable
-from .propagate import reads_output
-from .refusals import no_rule
+from .network import ends
+from .network import kinds as v
+from .network.graph import Graph, Node, reachable
+from .network.samples import Samples
+from .nodes import products, steps
+from .nodes.propagate import reads_output
+from .nodes.refusals import no_rule
 from .rules import Adjoint, Own, Pass, Rule
-from .samples import Samples
 from .splitting import Told, spreading
 from .walk import forward
 
@@ -71,7 +73,7 @@ def add_kind(kind: str, step: type[steps.Step], names: str = "", modules: Iterab
     Raises TypeError for a step without `back`, ValueError for a kind or a function that is taken.
     """
     if not (isinstance(step, type) and issubclass(step, steps.Step)) or step.back is steps.Step.back:
-        raise TypeError(f"{step!r} is no step: derive a class from lrp.steps.Step and define back(self, R, last)")
+        raise TypeError(f"{step!r} is no step: derive a class from lrp.nodes.steps.Step and define back(self, R, last)")
     words, modules = str(names).split(), tuple(modules)
     if not (isinstance(kind, str) and isinstance(names, str) and all(isinstance(m, type) for m in modules)):
         raise TypeError("kind is a word, names are words in one string, and modules are classes of modules")

@@ -1,7 +1,7 @@
 """The plans of one model: one for inputs of every shape where the model can be traced so, otherwise one for each shape.
 
 A plan is only used for a kind of input (shape, dtype, device) after graph and model gave the same output for it. Where
-the graph that fx traced does not, one is recorded at this input (`lrp.recording`) before anything is refused.
+the graph that fx traced does not, one is recorded at this input (`lrp.network.recording`) before anything is refused.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from . import checks, edits
 from .composites import Composite
 from .errors import CaptureError, NeedsExample
+from .network.tracing import capture
 from .plan import Plan
-from .tracing import capture
 
 STORED = 4  # plans for shapes that are kept; each holds the weights that its rules have modified
 

@@ -1,8 +1,8 @@
 r"""The rules: each says, as data, among which contributions a unit shares its relevance.
 
 At a linear node z_j = sum_i x_i w_ij + b_j. A rule is a short list of groups, each a coefficient and a sum of (input
-part, weight part) products, over which `lrp.propagate` divides. A new rule is a new row of this table (x+ = max(x, 0),
-x- = min(x, 0), likewise w+ and w-)::
+part, weight part) products, over which `lrp.nodes.propagate` divides. A new rule is a new row of this table (x+ =
+max(x, 0), x- = min(x, 0), likewise w+ and w-)::
 
     Epsilon     (x, w)
     ZPlus       (x+, w+) + (x-, w-)
@@ -290,7 +290,7 @@ class Taylor(Rule):
 class Adjoint(Rule):
     """The vector-Jacobian product, R_i = sum_j (d y_j / d x_i) R_j: at every node, and from 1, the gradient.
 
-    A subclass may name a `step` of its own (`lrp.steps`), for nodes whose Jacobian has a short form.
+    A subclass may name a `step` of its own (`lrp.nodes.steps`), for nodes whose Jacobian has a short form.
     """
 
     step = None

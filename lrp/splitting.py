@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kinds as v
-from .amounts import stabilise
 from .errors import UnsupportedOperation
-from .graph import Node
+from .network import kinds as v
+from .network.graph import Node
+from .nodes.amounts import stabilise
 from .parts import Group, Part, ones, pos, same
 from .rules import Rule
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .amounts import total
 from .checks import failed
 from .errors import LRPError
 from .explanation import Row
-from .graph import Node
-from .propagate import Shares
-from .samples import Samples, follow
+from .network.graph import Node
+from .network.samples import Samples, follow
+from .nodes.amounts import total
+from .nodes.propagate import Shares
 
 LARGEST = {"cpu": 2**22, "cuda": 2**27}  # values of the largest node, times targets, that one walk carries at most
 

@@ -21,10 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from .. import __version__, checks, composites
-from ..ends import LOGITS, probabilities
 from ..engine import LRP
 from ..errors import DataError
 from ..explanation import Explanation
+from ..network.ends import LOGITS, probabilities
 from ..rules import ZPlus
 from ..seeds import Logit, UnitContrast
 from ..teach.figures import STYLE, WIDTH, colorbar, show_image, show_relevance

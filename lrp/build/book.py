@@ -29,7 +29,8 @@ CHAPTERS = {  # heading in the table of contents: pages under it
     "Package": ("api.md", "data.md", "contributing.md", "changelog.md"),
     "Teaching": ("teaching.md",),
 }
-FOLDERS = ("lrp", "lrp/data", "lrp/evaluate", "lrp/studies", "lrp/teach")  # whose modules have a page in the reference
+# whose modules have a page in the reference
+FOLDERS = ("lrp", "lrp/network", "lrp/nodes", "lrp/data", "lrp/evaluate", "lrp/studies", "lrp/teach")
 WITHOUT_PAGE = ("__init__", "__main__", "moved")
 CONF = "from lrp.build.book import setup  # noqa: F401\n"  # the settings follow
 # a browser gives no excerpts of the pages found on a disk

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
-from ..kinds import LRN, register
+from ..network.kinds import LRN, register
 
 # ---------------------------------------------------------------- small networks for scenes
 

@@ -5,9 +5,9 @@ class), an int or a LongTensor (N,), and the map is (N, H, W). Each gives one va
 (without aligned corners) brings the patches to the image's size, for all of them alike. Raw attention and rollout do
 not depend on the target.
 
-Attention is read in the captured graph, into which all forms of it are opened (`lrp.opened`). Needed is a transformer
-whose first token is the class token, the only one that its head reads, and whose other tokens are a square of patches
-in rows. The model is only read. A batch of N gives the maps of N single images.
+Attention is read in the captured graph, into which all forms of it are opened (`lrp.network.opened`). Needed is a
+transformer whose first token is the class token, the only one that its head reads, and whose other tokens are a square
+of patches in rows. The model is only read. A batch of N gives the maps of N single images.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import checks, samples, seeds, walk
-from .. import kinds as v
+from .. import checks, seeds, walk
 from ..composites import AttnLRP, Composite
 from ..engine import LRP, Target, full_precision
 from ..errors import InputError, LRPError
-from ..graph import Graph, Node, ancestors, reachable
+from ..network import kinds as v
+from ..network import samples
+from ..network.graph import Graph, Node, ancestors, reachable
 from . import flipping
 
 WAY_OUT = "take LRP, or a method of lrp.evaluate.baselines"

@@ -25,8 +25,8 @@ from ..engine import Target, full_precision
 from ..errors import InputError, LRPError, TargetError
 from ..evaluate.baselines import Cached
 from ..evaluate.flipping import known
+from ..network.tracing import capture
 from ..seeds import one_hot
-from ..tracing import capture
 from .dmbp_result import DMBPResult, mass_of, positive_share, scale_of, total
 from .masked import MaskedNetwork, require_piecewise_linear
 

@@ -11,13 +11,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .. import kinds
 from ..composites import Composite
 from ..data import models
 from ..data.networks import WithinChannelLRN
 from ..engine import LRP
 from ..errors import DataError, LRPError, UnsupportedOperation
 from ..evaluate import perturbation
+from ..network import kinds
 from ..rules import Adjoint
 from ..splitting import Told
 

@@ -12,7 +12,7 @@ V = d loss / d W, t_0 = V and t_l = m_l G_l (A_l t_{l-1}), ::
 
 where g_l is what arrives at h_l on the way back. No graph of a backward pass is ever built: one evaluation costs as
 much as a forward pass and an input gradient, in memory that does not grow with their number.
-Both passes go over the steps of the graph (`lrp.steps`), each with the rule `rules.Adjoint()`.
+Both passes go over the steps of the graph (`lrp.nodes.steps`), each with the rule `rules.Adjoint()`.
 Source: ruiz2021generating for masked backpropagation (reconstructed: see `dmbp`); this project for its derivative.
 """
 
@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .. import kinds as v
 from ..composites import Composite
 from ..errors import UnsupportedOperation
-from ..graph import Graph, Node
+from ..network import kinds as v
+from ..network.graph import Graph, Node
+from ..nodes.propagate import Shares
+from ..nodes.refusals import no_rule
+from ..nodes.steps import Step
 from ..plan import Plan
-from ..propagate import Shares
-from ..refusals import no_rule
 from ..rules import Adjoint
-from ..steps import Step
 from ..walk import forward
 from .lrn import denominators
 

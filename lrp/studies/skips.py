@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from .. import kinds
 from ..composites import Composite, RelevanceSplitting
 from ..engine import LRP, Target
 from ..errors import LRPError
 from ..evaluate import metrics
 from ..evaluate.baselines import REDUCTIONS, Method
 from ..evaluate.insertion import heat_quantization
-from ..graph import Graph, Node, ancestors
+from ..network import kinds
+from ..network.graph import Graph, Node, ancestors
 from ..rules import Rule
 from ..seeds import Logit, Probability, Seed
 from ..splitting import Told

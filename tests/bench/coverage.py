@@ -162,7 +162,8 @@ def row(library: str, name: str, peers: bool = True) -> dict[str, object]:
 def key() -> str:
     """A mark of all that an answer depends on: the core, this bench, the libraries' releases."""
     here = Path(__file__).resolve().parent
-    files = [*sorted((ROOT / "lrp").glob("*.py")), *sorted(here.glob("coverage*")), *sorted(here.parent.glob("*.py"))]
+    core = [path for room in ("", "network", "nodes") for path in sorted((ROOT / "lrp" / room).glob("*.py"))]
+    files = [*core, *sorted(here.glob("coverage*")), *sorted(here.parent.glob("*.py"))]
     digest = hashlib.sha256("".join(report.versions().values()).encode())
     for path in files:
         if path.suffix in (".py", ".txt") and path.name not in ("coverage_report.py", "conftest.py"):

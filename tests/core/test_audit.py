@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lrp import LRP, LRPError, LRPWarning, composites, register, rules, seeds
-from lrp import kinds as v
+from lrp.network import kinds as v
 
 
 class Difference(nn.Module):

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from networks import Net
 from torch import nn
 
-from lrp import LRP, LRPError, composites, kinds, rules, seeds
+from lrp import LRP, LRPError, composites, rules, seeds
+from lrp.network import kinds
 
 RESAMPLED = {
     "up": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),

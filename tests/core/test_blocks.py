@@ -5,7 +5,7 @@ import torch
 from networks import small
 
 from lrp import LRP, composites, rules, seeds, walk
-from lrp.propagate import Applied
+from lrp.nodes.propagate import Applied
 
 TARGETS = [0, 3, torch.tensor([1, 2, 0]), None, 4]
 COMPOSITES = {

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from networks import Net
 from torch import nn
 
-from lrp import LRP, InputError, LRPError, UnsupportedOperation, composites, ends, rules, seeds
+from lrp import LRP, InputError, LRPError, UnsupportedOperation, composites, rules, seeds
+from lrp.network import ends
 
 EPSILON = composites.Epsilon(1e-12)
 

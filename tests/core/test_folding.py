@@ -10,7 +10,7 @@ from pairs import norm
 from torch import nn
 
 from lrp import LRP, LRPError, composites, rules
-from lrp import kinds as v
+from lrp.network import kinds as v
 
 COLUMN = (1, -1, 1, 1)
 MEAN, STD = torch.tensor([0.3, -0.2, 0.5]).double(), torch.tensor([0.5, 2.0, 1.5]).double()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from fuzz_ops import KINDS
 
-from lrp.graph import Graph
-from lrp.steps import Through
+from lrp.network.graph import Graph
+from lrp.nodes.steps import Through
 
 
 @pytest.mark.parametrize("part", range(6))

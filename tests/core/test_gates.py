@@ -10,9 +10,9 @@ from pairs_gates import GATES
 from torch import nn
 
 from lrp import LRP, UnsupportedOperation, composites, rules
+from lrp.network.tracing import capture
 from lrp.plan import Plan
 from lrp.studies.masked import Gradients
-from lrp.tracing import capture
 from lrp.walk import back, forward
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from lrp import LRP, capture, composites, rules
-from lrp import kinds as kinds
+from lrp.network import kinds as kinds
 
 LRP0 = composites.Epsilon(1e-12, addition=rules.Epsilon(1e-12))
 ZOO = {}

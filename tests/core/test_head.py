@@ -8,7 +8,7 @@ from networks import Net
 from torch import nn
 
 from lrp import LRP, composites, rules
-from lrp.tracing import capture
+from lrp.network.tracing import capture
 
 
 def dense(*names, width=8, **others):

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from networks import Net, Small, small
 from torch import nn
 
-from lrp import LRP, InputError, LRPError, UnsupportedOperation, composites, kinds, plan, rules, seeds, steps
-from lrp.propagate import Shares
-from lrp.tracing import capture
+from lrp import LRP, InputError, LRPError, UnsupportedOperation, composites, plan, rules, seeds
+from lrp.network import kinds
+from lrp.network.tracing import capture
+from lrp.nodes import steps
+from lrp.nodes.propagate import Shares
 from lrp.walk import forward
 
 

@@ -7,7 +7,7 @@ from networks import Net, sound
 from torch import fx, nn
 
 from lrp import LRP, CaptureError, LRPError, UnsupportedOperation, capture, composites, register, rules
-from lrp import kinds as kinds
+from lrp.network import kinds as kinds
 
 LRP0 = composites.Epsilon(1e-12, addition=rules.Epsilon(1e-12))
 

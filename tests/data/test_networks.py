@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lrp import LRP, kinds
+from lrp import LRP
 from lrp.data.networks import WithinChannelLRN
+from lrp.network import kinds
 
 
 def slow(x, size, alpha, beta, k):

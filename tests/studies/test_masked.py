@@ -11,9 +11,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from lrp import UnsupportedOperation
 from lrp.data import datasets, models
 from lrp.data.networks import Inception
+from lrp.network.tracing import capture
 from lrp.studies import lrn
 from lrp.studies.masked import MaskedNetwork
-from lrp.tracing import capture
 
 
 def vgg():

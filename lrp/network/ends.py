@@ -6,8 +6,8 @@ class would be shown as speaking for it. Such a network is refused, or explained
 
 from torch import Tensor
 
+from ..errors import UnsupportedOperation
 from . import kinds as v
-from .errors import UnsupportedOperation
 from .graph import Graph, Node
 
 LOGITS = "logits"

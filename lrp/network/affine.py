@@ -1,8 +1,8 @@
 """Affine maps with constants, y = a x + b, whichever way a network writes them, and the operators they belong to.
 
 A BatchNorm, as a module or a function; `x * a`, `x / s`, `-x`; `x + b`, `x - m`, `c - x`. Constants are numbers,
-parameters, buffers, and what the network computes from these. `lrp.folding` puts such maps in a row together, and
-into the layer below them; here they are read, with the values that the constants have now.
+parameters, buffers, and what the network computes from these. `lrp.network.folding` puts such maps in a row together,
+and into the layer below them; here they are read, with the values that the constants have now.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import NeedsExample
 from . import kinds as v
-from .errors import NeedsExample
 from .graph import HOLE, Node, fill
 from .operators import Addition, Affine, Convolution, Dense, Layer, Operator, Pad, Product, Scaling
 from .relating import operands

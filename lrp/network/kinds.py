@@ -150,7 +150,7 @@ def function_name(target) -> str | None:
         return _plain(target)
     name = getattr(target, "__name__", "")
     known = any(getattr(home, name, None) is target for home in HOMES) or target is getattr
-    if known or (getattr(target, "__module__", None) or "").startswith(("torch.", "torchvision.", f"{__package__}.")):
+    if known or (getattr(target, "__module__", None) or "").startswith(("torch.", "torchvision.", "lrp.")):
         return _plain(name)
     return None
 

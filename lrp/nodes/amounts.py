@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .samples import Samples, beside, rows
+from ..network.samples import Samples, beside, rows
 
 
 def rms(z: Tensor, samples: Samples | None = None) -> Tensor:

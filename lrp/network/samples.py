@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx.node import map_aggregate
 
+from ..errors import UnsupportedOperation
 from . import kinds as v
-from .errors import UnsupportedOperation
 from .graph import Node
 
 MOVERS = (v.REARRANGE, v.PIECES, v.AVERAGE, v.MAXIMUM)

@@ -1,4 +1,4 @@
-"""How one call of a network becomes several of our nodes: what `lrp.opened` and `lrp.recurrent` write with."""
+"""How one call of a network becomes several of our nodes: what `opened` and `recurrent` write with."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ..errors import UnsupportedOperation
 from . import kinds as v
-from .errors import UnsupportedOperation
 from .gates import measure
 from .graph import Node
 from .relating import related

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from . import checks
+from .. import checks
+from ..errors import CaptureError, NeedsExample
 from . import kinds as v
-from .errors import CaptureError, NeedsExample
 from .gates import measure
 from .graph import Graph, Node, ancestors
 from .opened import FUNCTIONS, OPENED
@@ -39,7 +39,7 @@ class Traced:
     recorded: bool = False  # on an example, with changes through views written down
 
 
-HOMES = tuple(f"{Path(file).parent}/" for file in (torch.__file__, __file__))
+HOMES = tuple(f"{home}/" for home in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 
 
 def place() -> str:

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from .errors import LRPError
-from .graph import Node
-from .operators import Operator
-from .parts import same
-from .rules import Rule
+from ..errors import LRPError
+from ..network.graph import Node
+from ..network.operators import Operator
+from ..parts import same
+from ..rules import Rule
 
 LARGEST = 2**26  # numbers in the matrices of one function at x
 

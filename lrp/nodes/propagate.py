@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..network.operators import Operator
+from ..network.samples import Samples, beside, rows
+from ..parts import EQUAL, PLAIN, Group, magnitude, neg, pos, same
+from ..rules import Rule
 from .amounts import stabilise, total
-from .operators import Operator
-from .parts import EQUAL, PLAIN, Group, magnitude, neg, pos, same
-from .rules import Rule
-from .samples import Samples, beside, rows
 
 
 def reads_output(rule: Rule) -> bool:

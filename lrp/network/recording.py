@@ -20,9 +20,9 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import checks
+from .. import checks
+from ..errors import CaptureError
 from . import kinds as v
-from .errors import CaptureError
 from .translation import Traced, place
 
 VALUES = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "__array__", "item"}

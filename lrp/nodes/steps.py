@@ -6,14 +6,14 @@ more: `forth`, the same map for a small change of the sources, and `constant`, w
 
     step      at                                       with                       what the sources get of R
     Linear    convolution, dense, BatchNorm, sum       Adjoint                    transpose(R, w)
-    Ruled     the same, average, LRN, norm, unknown    a rule with groups         shares by the rule (lrp.propagate)
+    Ruled     the same, average, LRN, norm, unknown    a rule with groups         shares by the rule (propagate)
     Through   activation, scale, norm; by override     Pass                       R
     Local     pooling, views; all but linear maps      their own way; Adjoint     J^T R, by a small graph of autograd
     Say       sum, LRN, max pooling                    a rule that says shares    what the rule says
     Refused   unknown, pieces                          -                          an error that names the way out
 
-Gates, products of matrices and softmaxes are in `lrp.products`. A new kind of node is a class with `back`, and one call
-of `lrp.plan.add_kind`.
+Gates, products of matrices and softmaxes are in `lrp.nodes.products`. A new kind of node is a class with `back`, and
+one call of `lrp.plan.add_kind`.
 """
 
 from collections.abc import Iterable
@@ -23,18 +23,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import kinds as v
-from .affine import operator
+from ..errors import LRPError, UnsupportedOperation, warn
+from ..network import kinds as v
+from ..network.affine import operator
+from ..network.gates import overshoots
+from ..network.graph import Node
+from ..network.operators import reduce_to
+from ..rules import Rule
 from .amounts import total
 from .averages import Averaging, Jacobian, Resampling, splits
-from .errors import LRPError, UnsupportedOperation, warn
-from .gates import overshoots
-from .graph import Node
 from .norms import Normalising
-from .operators import reduce_to
 from .propagate import Applied, Shares, reads_output
 from .refusals import no_rule, no_single_value
-from .rules import Rule
 
 OVERWRITING = {"relu": torch.relu_, "relu6": partial(F.hardtanh_, min_val=0.0, max_val=6.0)}  # torch's, in place
 

@@ -3,15 +3,15 @@
 An elementwise function of one value is an activation, however it is written: x * sigmoid(x), x * relu6(x + 3) / 6,
 relu(x) - 0.1 * relu(-x), where(x > 0, x, 0.1 * x). Where several functions of one node meet, in a product, a sum, or
 what takes the larger, they become one node that reads it, and relevance passes. What is added to one value alone is a
-bias (`lrp.affine`), be it behind a layer or behind an activation.
+bias (`lrp.network.affine`), be it behind a layer or behind an activation.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import takewhile
 
+from ..errors import CaptureError
 from . import kinds as v
-from .errors import CaptureError
 from .gates import KNOWN, gate, weights
 from .graph import Node, reachable, references
 

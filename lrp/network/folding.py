@@ -7,7 +7,7 @@
 * Where a network sees its input only through such nodes, with nothing but views between, they normalise the input, and
   relevance passes: the map is that of the network without them, at the normalised input (`Node.front`), and bounds of
   pixels are in units of that. A row ("batchnorm", rule) of a composite still holds, and an override by name.
-* A pad with a constant belongs to the convolutions that read it: see `lrp.padding`.
+* A pad with a constant belongs to the convolutions that read it: see `lrp.network.padding`.
 * What is added to the scores of a softmax, and what scales them, belongs to the softmax.
 
 Without `norms`, affine maps that scale stay nodes of their own; a bias kept apart is folded all the same.

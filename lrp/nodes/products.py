@@ -1,6 +1,6 @@
 """Steps where two signals meet: gates, products of matrices, and the softmax that makes the weights of attention.
 
-Three more rows for the table of `lrp.steps`::
+Three more rows for the table of `lrp.nodes.steps`::
 
     step      at                        with                       what the sources get of R
     Gate      elementwise product       SignalTakesAll, Uniform    R for the signal, or halves
@@ -10,11 +10,11 @@ Three more rows for the table of `lrp.steps`::
 
 import torch
 
+from ..network.operators import reduce_to
+from ..network.relating import softmax_axis
+from ..rules import Uniform
 from .amounts import stabilise, total
-from .operators import reduce_to
 from .propagate import Shares
-from .relating import softmax_axis
-from .rules import Uniform
 from .steps import Local, Step, value_of
 
 

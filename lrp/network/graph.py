@@ -1,7 +1,7 @@
 """A network as a graph of nodes, each of one kind, so that relevance can walk back over it.
 
-`lrp.capture` makes the graph from a model. `lrp.folding` then merges affine maps with constants, and constant pads,
-into the layers that they belong to.
+`lrp.capture` makes the graph from a model. `lrp.network.folding` then merges affine maps with constants, and constant
+pads, into the layers that they belong to.
 """
 
 import difflib
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
+from ..errors import InputError
 from . import kinds as v
-from .errors import InputError
 
 SOME = 1e18  # a finite number that is not known before the network runs
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .errors import LRPError
-from .graph import Node
-from .operators import Operator
+from ..errors import LRPError
+from ..network.graph import Node
+from ..network.operators import Operator
 
 CENTRED = set("layer_norm layernorm group_norm groupnorm instance_norm".split())
 CENTRED |= {f"instancenorm{d}d" for d in (1, 2, 3)}

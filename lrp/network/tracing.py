@@ -1,7 +1,7 @@
 """From a model to its graph. torch.fx traces it without an example; where that cannot be, an example is run.
 
 fx gives one graph for inputs of every shape. It stops where the network asks what its input is: its sizes, its type.
-`lrp.recording` runs the network on an example instead, and its graph holds for inputs of that shape.
+`lrp.network.recording` runs the network on an example instead, and its graph holds for inputs of that shape.
 The model itself is only read: nothing is hooked onto it, stored in it or switched.
 """
 
@@ -13,9 +13,9 @@ import inspect
 import torch
 from torch import Tensor, fx, nn
 
-from . import checks
+from .. import checks
+from ..errors import CaptureError, NeedsExample
 from . import kinds as v
-from .errors import CaptureError, NeedsExample
 from .folding import fold
 from .graph import Graph
 from .heads import mark_heads

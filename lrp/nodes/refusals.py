@@ -1,8 +1,8 @@
 """What is said where relevance cannot go: which nodes, at which lines, and the way out."""
 
-from . import kinds as v
-from .errors import UnsupportedOperation
-from .graph import Node
+from ..errors import UnsupportedOperation
+from ..network import kinds as v
+from ..network.graph import Node
 
 
 def no_rule(*nodes: Node) -> UnsupportedOperation:

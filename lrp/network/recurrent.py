@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..errors import NeedsExample
 from .constants import shape
-from .errors import NeedsExample
 from .graph import Node
 from .opening import Do
 
