@@ -16,6 +16,7 @@ from . import checks, seeds
 from .composites import Composite, EpsilonPlus
 from .errors import LRPError
 from .explanation import Explanation
+from .network import layout
 from .network.graph import Node
 from .nodes.amounts import total
 from .plan import Plan
@@ -135,11 +136,13 @@ class LRP:
         with _exact(xs) as xs:
             plan = self.plans.ready(xs)
             end, wanted = self._named(plan, layers, start)
-            run = forward(plan, xs, end)
+            run = forward(plan, plan.laid(xs), end)
             begin = seeds.begin(run.output, target, seed, self.model, start, plan.gives_sigmoids(end))
             contrast = plan.graph.feeding(end) if begin.opposite else set()
             found = back(run, begin.R, set(wanted.values()), contrast)
-        e = self._account(begin, run.output, found, wanted)
+        found.relevance = [layout.as_given(R, x) for R, x in zip(found.relevance, xs, strict=True)]
+        found.layers = {node: layout.as_given(R, xs[0]) for node, R in found.layers.items()}
+        e = self._account(begin, layout.as_given(run.output, xs[0]), found, wanted)
         if not isinstance(x, tuple):
             e.relevance = e.relevance[0]
         return e

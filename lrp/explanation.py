@@ -127,7 +127,8 @@ class Explanation:
     @property
     def imbalance(self) -> float:
         """Largest loss of a target and sample as a share of its seed: by the nodes, each by magnitude, or in all."""
-        by_nodes = sum((self.as_share(row.lost) for row in self.rows), self.seed * 0)
+        lost = [torch.as_tensor(row.lost, device=self.seed.device).expand_as(self.seed) for row in self.rows]
+        by_nodes = self.as_share(torch.stack(lost).abs().sum(0)) if lost else self.seed * 0
         return float(torch.maximum(by_nodes, self.as_share(self.sum_of("lost"))).max())
 
     def as_share(self, amount: Tensor | float) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .samples import Samples, rows
+from .samples import Samples, in_memory, rows, within
 
 Affine = tuple[Tensor | float, Tensor | float]  # a and b of y = a x + b, which broadcast over x
 
@@ -55,7 +55,8 @@ class Operator:
 
     def bias_share(self, b: Tensor, s: Tensor, samples: Samples | None = None) -> Tensor:
         """The part of s (T, N, ...) that the bias receives: sum of s b, (T, N)."""
-        return rows(s * b, samples, 1).sum(2)
+        each, axes = within(s * b, samples, 1)
+        return each.sum(axes)
 
 
 class Layer(Operator):
@@ -192,12 +193,13 @@ class Convolution(Layer):
     def bias_share(self, b, s, samples=None):
         if b.dim() > 1:
             return super().bias_share(b, s, samples)
-        return rows(s.reshape(*s.shape[:3], -1).sum(3) @ b, samples, 1).sum(2)
+        return rows(s.sum(tuple(range(3, s.dim()))) @ b, samples, 1).sum(2)
 
     def transpose(self, s, w, xs):
         layer, targets = self.layer, s.shape[0]
         s = s.flatten(0, 1)
-        like = s.new_empty(1).expand(len(s), *xs[0].shape[1:])  # only its shape is read
+        layout = torch.channels_last if in_memory(s) is not s else torch.contiguous_format
+        like = torch.empty(len(s), *xs[0].shape[1:], dtype=s.dtype, device=s.device, memory_format=layout)  # only its shape and layout are read
         if self.moves:
             x = like.new_zeros(like.shape).requires_grad_()
             with torch.enable_grad():

@@ -71,9 +71,25 @@ def rows(z: Tensor, samples: Samples | None, lead: int = 0) -> Tensor:
     return z.reshape(*z.shape[: lead + 1], -1) if samples is None else samples.rows(z, lead)
 
 
+def within(z: Tensor, samples: Samples | None, lead: int = 0) -> tuple[Tensor, tuple[int, ...]]:
+    """The value, and the axes along which one sample's values stand: for sums, norms and extremes without a copy.
+
+    In channels-last, a row for each sample would be one.
+    """
+    if samples is None and z.dim() > lead + 1:
+        return z, tuple(range(lead + 1, z.dim()))
+    return rows(z, samples, lead), (lead + 1,)
+
+
 def beside(amounts: Tensor, z: Tensor, samples: Samples | None) -> Tensor:
     """One amount for each sample, (N,), so that it broadcasts over the value z."""
     return amounts.view(-1, *[1] * (z.dim() - 1)) if samples is None else samples.beside(amounts, z)
+
+
+def in_memory(z: Tensor) -> Tensor:
+    """The value with its axes in the order in which they lie in memory, where that is one of torch's two layouts."""
+    last = z.dim() == 4 and not z.is_contiguous() and z.is_contiguous(memory_format=torch.channels_last)
+    return z.permute(0, 2, 3, 1) if last else z
 
 
 def follow(node: Node, value: Tensor, values: dict, known: dict[Node, Samples | None], n: int) -> Samples | None:

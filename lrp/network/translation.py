@@ -167,6 +167,8 @@ class Translation:
         call, inplace = target, v.is_inplace(target)
         if isinstance(target, str):
             call = _method(name)
+        if name in RESHAPES:
+            call = _reshaped
         elif inplace:
             call = next((getattr(home, name) for home in v.HOMES if hasattr(home, name)), None)  # torch.relu_: relu
             call = call or functools.partial(_on_a_copy, f"{name}_")
@@ -209,6 +211,17 @@ class Translation:
 def _on_a_copy(name: str, x, *args, **kwargs):
     """An in-place method that has no other form, on a copy."""
     return getattr(x.clone(), name)(*args, **kwargs)
+
+
+RESHAPES = {"view", "view_as"}  # they ask for a layout of the memory, which is not the network's business here
+
+
+def _reshaped(x, *shape, **kwargs):
+    """x.view(...) in any layout; x.view(dtype) reads the same memory as numbers of another type."""
+    if kwargs.get("dtype") or (shape and isinstance(shape[0], torch.dtype)):
+        return x.view(*shape, **kwargs)
+    shape = (*shape, *kwargs.values())
+    return x.reshape(shape[0].shape if isinstance(shape[0], torch.Tensor) else shape if len(shape) > 1 else shape[0])
 
 
 def _method(name: str) -> Callable:

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from ..network.samples import Samples, beside, rows
+from ..network.samples import Samples, beside, within
 
 
 def rms(z: Tensor, samples: Samples | None = None) -> Tensor:
     """Root mean square of each sample: (N, ...) -> (N, 1, ...)."""
-    each = rows(z, samples)
-    norm = torch.linalg.vector_norm(each, dim=1, dtype=torch.float32 if z.element_size() < 4 else None)
-    return beside((norm / each.shape[1] ** 0.5).to(z.dtype), z, samples)
+    each, axes = within(z, samples)
+    norm = torch.linalg.vector_norm(each, dim=axes, dtype=torch.float32 if z.element_size() < 4 else None)
+    return beside((norm / (each.numel() / max(1, len(each))) ** 0.5).to(z.dtype), z, samples)
 
 
 def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True, samples=None, output: Tensor | None = None):
@@ -31,4 +31,5 @@ def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True, samples=N
 
 def total(t: Tensor, samples: Samples | None = None) -> Tensor:
     """Sum per target and sample, at least in float32: (T, N, ...) -> (T, N)."""
-    return rows(t, samples, 1).sum(-1, dtype=torch.float32 if t.element_size() < 4 else t.dtype).double()
+    each, axes = within(t, samples, 1)
+    return each.sum(axes, dtype=torch.float32 if t.element_size() < 4 else t.dtype).double()

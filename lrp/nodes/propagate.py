@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..network.operators import Operator
-from ..network.samples import Samples, beside, rows
+from ..network.samples import Samples, beside, in_memory, within
 from ..parts import EQUAL, PLAIN, Group, magnitude, neg, pos, same
 from ..rules import Rule
 from .amounts import stabilise, total
@@ -113,7 +113,8 @@ class Applied:
             return z if b is None else z + self.operator.broadcast(b, z)
         z = self.operator.forward(*terms[0], b)
         for xs, w in terms[1:]:
-            z = z + self.operator.apply(xs, w)
+            more = self.operator.apply(xs, w)
+            z = z.add_(more) if self.operator.fresh else z + more
         return z
 
     def forward(self) -> Tensor:
@@ -189,18 +190,20 @@ class Applied:
 
     def _stabilised(self, R: Tensor) -> None:
         """Division where contributions may cancel: by z moved away from zero."""
-        if self.rule.own_sign and not all(self.nonnegative):
-            self._by_own_sign(R)
-            return
+        groups, split = self.rule.groups, True
+        if self.rule.own_sign:  # behind a ReLU, relevance is at units of z >= 0 only, and the first group is enough
+            if not all(self.nonnegative) or _any(R, self.output() < 0):
+                return self._by_own_sign(R)
+            groups, split = groups[:1], False
 
         def moved(z: Tensor) -> tuple[Tensor, Tensor]:
             output = self.output() if self.rule.own_sign else None  # in both ways to compute Gamma, one shift
             z_s = stabilise(z, self.rule.epsilon, self.rule.relative, self.samples, output)
             return z_s, z_s - z
 
-        for c, group in self.rule.groups:
+        for c, group in groups:
             R_g = R if c == 1 else c * R
-            if group.where:
+            if group.where and split:
                 z = self.output()
                 R_g = R_g * (z >= 0 if group.where > 0 else z < 0)
                 if _nothing(R_g):
@@ -239,6 +242,8 @@ class Applied:
             self._send(group, self._divided(c, R, z))
         if empty is None:
             return
+        if not _any(R, empty):
+            return
         left = R * empty
         for group in self.rule.fallback:
             if _nothing(left):
@@ -264,29 +269,46 @@ class Applied:
             z, dead = self._without_dead(zs[0])
             return [(*groups[0], z)], dead
         dead = [self._dead(z) for z in zs]
-        given = sum(c * (~d).to(zs[0].dtype) for (c, _), d in zip(groups, dead, strict=True))
+        given = torch.ones_like(zs[0])
+        for (c, _), d in zip(groups, dead, strict=True):
+            given.add_(d, alpha=-c)
+        zs = [z.mul_(given) if self._owned(z) else z * given for z in zs]
         rows = zip(groups, zs, dead, strict=True)
-        return [(c, g, torch.where(d, torch.inf, given * z)) for (c, g), z, d in rows], torch.stack(dead).all(0)
+        return [(c, g, z.masked_fill_(d, torch.inf)) for (c, g), z, d in rows], torch.stack(dead).all(0)
 
     def _without_dead(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z, infinite where it is no more than rounding noise, and where that is."""
         dead = self._dead(z)
         return z.masked_fill_(dead, torch.inf) if self._owned(z) else z.masked_fill(dead, torch.inf), dead
 
-    def _noise(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Of sums of contributions of one sign, per sample: the least, and what is no more than rounding noise."""
-        low, high = (ends(rows(z, self.samples), 1) for ends in (torch.amin, torch.amax))
-        limit = min(4 * torch.finfo(z.dtype).eps, 1e-4) * torch.maximum(-low, high)
-        return torch.where(low > 0, low, -high), limit
+    def _extent(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of sums of contributions of one sign, per sample: least, largest, and what is no more than rounding noise."""
+        each, axes = within(z, self.samples)
+        low, high = each.amin(axes), each.amax(axes)
+        return low, high, _rounding(z) * torch.maximum(-low, high)
 
     def _all_alive(self, z: Tensor) -> bool:
-        """Is every sum more than rounding noise? Asked first, because it takes no memory."""
-        least, limit = self._noise(z)
-        return bool((least > limit).all())
+        """Is every sum more than rounding noise? Asked first, because it takes no memory: of all samples in one pass."""
+        low, high = map(float, torch.aminmax(in_memory(z)))
+        if low > max(0, _rounding(z) * high) or high < min(0, _rounding(z) * low):
+            return True
+        low, high, limit = self._extent(z)
+        return bool((torch.where(low > 0, low, -high) > limit).all())
 
     def _dead(self, z: Tensor) -> Tensor:
         """Where a sum is no more than rounding noise."""
-        return z.abs() <= beside(self._noise(z)[1], z, self.samples)
+        low, _, limit = self._extent(z)
+        return (z if bool((low >= 0).all()) else z.abs()) <= beside(limit, z, self.samples)
+
+
+def _rounding(z: Tensor) -> float:
+    """What part of the largest sum is no more than rounding noise."""
+    return min(4 * torch.finfo(z.dtype).eps, 1e-4)
+
+
+def _any(R: Tensor, where: Tensor) -> bool:
+    """Is there any relevance (T, N, ...) at the units (N, ...) of this mask?"""
+    return bool((R.bool() & where).any())
 
 
 def _nothing(t: Tensor) -> bool:
