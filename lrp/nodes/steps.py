@@ -170,7 +170,7 @@ class Local(Step):
         return offset if offset.any() else None
 
     def constant(self, R):
-        return None if self.offset is None else (R * self.offset).flatten(2).sum(2)
+        return None if self.offset is None else total(R * self.offset, self.samples).to(R.dtype)
 
 
 class Linear(Step):

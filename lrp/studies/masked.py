@@ -24,6 +24,7 @@ from ..composites import Composite
 from ..errors import UnsupportedOperation
 from ..network import kinds as v
 from ..network.graph import Graph, Node
+from ..nodes.amounts import total
 from ..nodes.propagate import Shares
 from ..nodes.refusals import no_rule
 from ..nodes.steps import Step
@@ -105,18 +106,17 @@ class Slope(Step):
             factor, y = torch.autograd.grad(y, leaf, torch.ones_like(y))[0], y.detach()
         offset = y - factor * x
         self.offset = offset if offset.any() else None
-        self.gates = bool(((factor == 0) | (factor == 1)).all())  # then a mask of bits takes less memory
-        self.factor = factor.bool() if self.gates else factor
+        self.factor = factor  # as numbers: choosing by a mask of bits takes several times as long as a product
         return y
 
     def back(self, R, last=True):
-        return Shares([torch.where(self.factor, R, 0) if self.gates else R * self.factor])
+        return Shares([R * self.factor])
 
     def forth(self, ts):
         return self.back(ts[0]).relevance[0]
 
     def constant(self, R):
-        return None if self.offset is None else (R * self.offset).flatten(2).sum(2)
+        return None if self.offset is None else total(R * self.offset).to(R.dtype)
 
 
 class Sloped(Adjoint):
@@ -152,8 +152,10 @@ class MaskedNetwork:
     @torch.no_grad()
     def __init__(self, graph: Graph, x: Tensor, freeze_lrn: bool = False):
         require_piecewise_linear(graph, freeze_lrn)
+        plan = Plan(graph, Gradients()).ready((x,))
+        (x,) = plan.laid((x,))
         self.graph, self.x = graph, x
-        run = forward(Plan(graph, Gradients()), (x,))
+        run = forward(plan, (x,))
         self.steps, self.output = run.steps, run.output
         for node in run.samples:
             raise UnsupportedOperation(f"node `{node.name}` does not have the samples of the batch on its first axis")
