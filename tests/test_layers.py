@@ -116,7 +116,7 @@ def test_every_room_is_of_its_size():
     assert not {path.name: n for path, n in lines.items() if n > 320}
     rooms = {room: [n for path, n in lines.items() if folder(path) == room] for room in MAY_IMPORT}
     assert not {room: len(found) for room, found in rooms.items() if len(found) > 20}
-    assert sum(rooms[""]) <= 2700 and sum(sum(rooms[room]) for room in CORE) <= 6900 and sum(lines.values()) <= 17600
+    assert sum(rooms[""]) <= 2700 and sum(sum(rooms[room]) for room in CORE) <= 6950 and sum(lines.values()) <= 17700
 
 
 def test_no_function_is_longer_than_a_page():

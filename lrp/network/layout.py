@@ -1,8 +1,9 @@
 """How pictures lie in memory: the one place that knows a layout which is faster than the usual one.
 
 On a CPU, torch's convolutions of float32 pictures take about four fifths of the time where the channels of a pixel lie
-side by side ("channels-last"). A walk is begun in that layout, and all steps keep it: elementwise work keeps strides, and
-amounts are taken over axes (`samples.within`), never over flattened copies. Results come back in the layout of the input.
+side by side ("channels-last"). A walk is begun in that layout, and all steps keep it: elementwise work keeps strides,
+and amounts are taken over axes (`samples.within`), never over flattened copies. Results come back in the layout of the
+input.
 
 The network's own code may ask for the usual layout, by `as_strided`, say. Where the graph does not give the model's
 output from such an input, it is walked as it is (`lrp.plan.Plan.ready`).

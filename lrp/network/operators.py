@@ -199,7 +199,9 @@ class Convolution(Layer):
         layer, targets = self.layer, s.shape[0]
         s = s.flatten(0, 1)
         layout = torch.channels_last if in_memory(s) is not s else torch.contiguous_format
-        like = torch.empty(len(s), *xs[0].shape[1:], dtype=s.dtype, device=s.device, memory_format=layout)  # only its shape and layout are read
+        like = torch.empty(
+            len(s), *xs[0].shape[1:], dtype=s.dtype, device=s.device, memory_format=layout
+        )  # only its shape and layout are read
         if self.moves:
             x = like.new_zeros(like.shape).requires_grad_()
             with torch.enable_grad():

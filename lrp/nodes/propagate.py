@@ -288,7 +288,7 @@ class Applied:
         return low, high, _rounding(z) * torch.maximum(-low, high)
 
     def _all_alive(self, z: Tensor) -> bool:
-        """Is every sum more than rounding noise? Asked first, because it takes no memory: of all samples in one pass."""
+        """Is every sum more than rounding noise? Asked first, of all samples at once: that takes no memory."""
         low, high = map(float, torch.aminmax(in_memory(z)))
         if low > max(0, _rounding(z) * high) or high < min(0, _rounding(z) * low):
             return True

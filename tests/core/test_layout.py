@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrp import LRP, composites, rules
 from lrp.network import layout
-from lrp.nodes.amounts import rms, total
 from lrp.network.samples import Samples, rows, within
+from lrp.nodes.amounts import rms, total
 
 COMPOSITES = {
     "EpsilonPlus": composites.EpsilonPlus(),
@@ -120,7 +120,10 @@ def test_only_float32_pictures_on_a_cpu_are_laid_anew():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.integers(1, 4), min_size=2, max_size=5), st.booleans(), st.sampled_from([None, 0, 1]), st.integers(0, 99)
+    st.lists(st.integers(1, 4), min_size=2, max_size=5),
+    st.booleans(),
+    st.sampled_from([None, 0, 1]),
+    st.integers(0, 99),
 )
 def test_amounts_are_those_of_rows(shape, wide, axis, seed):
     """Sums and norms over axes against those of a copy with one row for each sample."""
