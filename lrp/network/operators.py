@@ -30,6 +30,7 @@ class Operator:
 
     cacheable = True  # weights do not depend on the input, so they may be kept until a parameter changes
     fresh = True  # what `transpose` returns is new memory that the caller may overwrite
+    long = True  # sums have many terms, so that what is left where nothing contributes may be rounding noise
     axes: int | None = None  # number of the input's axes, where weights depend on it
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
@@ -286,7 +287,7 @@ class Addition(Operator):
     positive summands, `Flat` gives equal parts, `Ratio` goes by magnitude.
     """
 
-    cacheable = fresh = False
+    cacheable = fresh = long = False
 
     def __init__(self, signs: list[float]):
         self.signs = signs

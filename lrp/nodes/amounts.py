@@ -13,6 +13,12 @@ def rms(z: Tensor, samples: Samples | None = None) -> Tensor:
     return beside((norm / (each.numel() / max(1, len(each))) ** 0.5).to(z.dtype), z, samples)
 
 
+def least(dtype: torch.dtype) -> float:
+    """What is never too small to divide by."""
+    tiny = torch.finfo(dtype).tiny
+    return tiny if dtype == torch.float16 else tiny**0.5
+
+
 def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True, samples=None, output: Tensor | None = None):
     """z moved away from zero, scale-free: z + sign(z) epsilon rms(z) per sample, with sign(+0) = +1.
 
@@ -20,13 +26,12 @@ def stabilise(z: Tensor, epsilon: float = 1e-6, relative: bool = True, samples=N
     relative epsilon is at least the smallest step of the dtype, and the shift is never too small to divide by.
     """
     limits = torch.finfo(z.dtype)
-    floor = limits.tiny if z.dtype == torch.float16 else limits.tiny**0.5
     if relative:
         size = rms(z if output is None else output, samples)
         shift = max(epsilon, limits.eps if z.element_size() < 4 else 0.0) * size
     else:
         shift = torch.full_like(z[:1], epsilon)
-    return torch.copysign(shift.clamp(min=floor), z).add_(z)
+    return torch.copysign(shift.clamp(min=least(z.dtype)), z).add_(z)
 
 
 def total(t: Tensor, samples: Samples | None = None) -> Tensor:

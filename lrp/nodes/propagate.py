@@ -22,7 +22,7 @@ from ..network.operators import Operator
 from ..network.samples import Samples, beside, in_memory, within
 from ..parts import EQUAL, PLAIN, Group, magnitude, neg, pos, same
 from ..rules import Rule
-from .amounts import stabilise, total
+from .amounts import least, stabilise, total
 
 
 def reads_output(rule: Rule) -> bool:
@@ -282,28 +282,27 @@ class Applied:
         return z.masked_fill_(dead, torch.inf) if self._owned(z) else z.masked_fill(dead, torch.inf), dead
 
     def _extent(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of sums of contributions of one sign, per sample: least, largest, and what is no more than rounding noise."""
+        """Of sums of contributions of one sign, per sample: the least, the largest, and what counts as nothing."""
         each, axes = within(z, self.samples)
         low, high = each.amin(axes), each.amax(axes)
-        return low, high, _rounding(z) * torch.maximum(-low, high)
+        return low, high, self._noise(torch.maximum(-low, high), z.dtype)
+
+    def _noise(self, largest, dtype: torch.dtype):
+        """What is no more than rounding noise beside the largest sum; of few terms, what is too small to divide by."""
+        return min(4 * torch.finfo(dtype).eps, 1e-4) * largest if self.operator.long else 0 * largest + least(dtype)
 
     def _all_alive(self, z: Tensor) -> bool:
-        """Is every sum more than rounding noise? Asked first, of all samples at once: that takes no memory."""
+        """Is every sum more than nothing? Asked first, of all samples at once: that takes no memory."""
         low, high = map(float, torch.aminmax(in_memory(z)))
-        if low > max(0, _rounding(z) * high) or high < min(0, _rounding(z) * low):
+        if low > max(0, self._noise(high, z.dtype)) or -high > max(0, self._noise(-low, z.dtype)):
             return True
         low, high, limit = self._extent(z)
         return bool((torch.where(low > 0, low, -high) > limit).all())
 
     def _dead(self, z: Tensor) -> Tensor:
-        """Where a sum is no more than rounding noise."""
+        """Where a sum counts as nothing."""
         low, _, limit = self._extent(z)
         return (z if bool((low >= 0).all()) else z.abs()) <= beside(limit, z, self.samples)
-
-
-def _rounding(z: Tensor) -> float:
-    """What part of the largest sum is no more than rounding noise."""
-    return min(4 * torch.finfo(z.dtype).eps, 1e-4)
 
 
 def _any(R: Tensor, where: Tensor) -> bool:

@@ -162,3 +162,15 @@ def test_a_walk_in_channels_last_copies_nothing(name):
     with _Copies(2 * 8 * 100) as copies:
         explainer.attribute(x, 0)
     assert not copies.found
+
+
+def test_a_small_summand_is_no_rounding_noise():
+    """Sums of few terms are exact: `Ratio` shares them by magnitude however small they are beside others."""
+
+    class Skip(nn.Module):
+        def forward(self, x):
+            return x[:, :2] + x[:, 2:]
+
+    x = torch.tensor([[1.0, 1e-9, 2.0, 3e-9], [0.0, 1.0, 0.0, 3.0]])
+    R = LRP(Skip().eval(), composites.Epsilon(addition=rules.Ratio())).attribute(x, 1, seed=torch.ones(2, 2))
+    assert torch.allclose(R, torch.tensor([[1 / 3, 0.25, 2 / 3, 0.75], [0.5, 0.25, 0.5, 0.75]]))
