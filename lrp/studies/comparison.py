@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .. import composites, seeds
 from ..errors import LRPError
 from ..evaluate import baselines, insertion, localisation, metrics, randomisation
+from ..evaluate.attention import TOKEN_METHODS
 from ..evaluate.metrics import Interval
 from ..evaluate.perturbation import at_once
 from . import contrastive
@@ -31,7 +32,7 @@ LOCALISATION, BLUR, BLACK = "localisation", "ID, blur", "ID, black"
 CLASS, SANITY, COST = "class", "randomisation", "cost"
 METRICS = (LOCALISATION, BLUR, BLACK, CLASS, SANITY)
 PROTOCOLS = {BLUR: insertion.RISE, BLACK: insertion.STRICT}
-FAMILIES = ("control", "gradient", "layer, patch", "LRP", "contrast", "splitting", "masks")
+FAMILIES = ("control", "gradient", "layer, patch", "attention", "LRP", "contrast", "splitting", "masks")
 
 
 # ---------------------------------------------------------------- the methods
@@ -47,15 +48,20 @@ class Contender:
     at_most: int | None = None
 
 
-def contenders(low: Tensor | float, high: Tensor | float, *, residual: bool, slow: int | None = 8) -> list[Contender]:
+def contenders(
+    low: Tensor | float, high: Tensor | float, *, residual: bool = False, tokens: bool = False, slow: int | None = 8
+) -> list[Contender]:
     """The methods of the project for inputs between `low` and `high`; relevance splitting for `residual` networks.
 
-    `slow` is how many images DMBP and occlusion get: the first runs hundreds of steps, the other hundreds of patches.
+    For transformers with a class token (`tokens`) the methods that read attention stand in for Grad-CAM at a
+    convolution, CP-LRP and AttnLRP join LRP, and DMBP, which needs a piecewise linear network, is left out. `slow` is
+    how many images DMBP and occlusion get: the first runs hundreds of steps, the other hundreds of patches.
     """
     lrp, base = baselines.lrp_method, baselines.METHODS
     plus = contrastive.preset(low, high)
     gradients = ("gradient", "gradient x input", "SmoothGrad", "integrated gradients", "guided backprop", "DeconvNet")
-    families = {"control": baselines.CONTROLS, "gradient": gradients, "layer, patch": ("Grad-CAM", "guided Grad-CAM")}
+    layer = () if tokens else ("Grad-CAM", "guided Grad-CAM")
+    families = {"control": baselines.CONTROLS, "gradient": gradients, "layer, patch": layer}
     rows = [(name, family, base[name]) for family, names in families.items() for name in names]
     rows += [
         ("Epsilon", "LRP", lrp(composites.Epsilon(0.1))),
@@ -73,7 +79,12 @@ def contenders(low: Tensor | float, high: Tensor | float, *, residual: bool, slo
             ("splitting, authors'", "splitting", lrp(composites.RelevanceSplitting(), seeds.Probability())),
             ("splitting, corrected", "splitting", lrp(ours)),
         ]
-    rows += [("occlusion", "layer, patch", base["occlusion"], slow), ("DMBP", "masks", dmbp_method("both"), slow)]
+    rows.append(("occlusion", "layer, patch", base["occlusion"], slow))
+    if tokens:
+        rows += [("CP-LRP", "LRP", lrp(composites.CPLRP())), ("AttnLRP", "LRP", lrp(composites.AttnLRP()))]
+        rows += [(name, "attention", method) for name, method in TOKEN_METHODS.items()]
+    else:
+        rows.append(("DMBP", "masks", dmbp_method("both"), slow))
     return [Contender(*row) for row in rows]
 
 

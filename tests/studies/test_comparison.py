@@ -30,11 +30,22 @@ def bounds(name="scene_vgg"):
     return models.normalizer(name).bounds()
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_every_family_takes_part_and_splitting_where_there_are_skips(residual):
-    methods = comparison.contenders(*bounds(), residual=residual)
-    assert {m.family for m in methods} == set(comparison.FAMILIES) - (set() if residual else {"splitting"})
+LEFT_OUT = {(): {"splitting", "attention"}, ("residual",): {"attention"}, ("tokens",): {"splitting", "masks"}}
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_every_family_takes_part_where_a_network_has_what_it_needs(kind):
+    methods = comparison.contenders(*bounds(), **dict.fromkeys(kind, True))
+    assert {m.family for m in methods} == set(comparison.FAMILIES) - LEFT_OUT[kind]
     assert len({m.name for m in methods}) == len(methods)
+
+
+def test_every_method_for_tokens_explains_scene_vit(singles):
+    vit = models.load("scene_vit")
+    for contender in comparison.contenders(*bounds("scene_vit"), tokens=True):
+        if contender.name not in ("SmoothGrad", "integrated gradients", "occlusion"):  # slow, and tested elsewhere
+            R = contender.method(vit, singles.x, singles.labels[0])
+            assert R.shape == (4, 64, 64) and R.isfinite().all() and R.abs().sum() > 0, contender.name
 
 
 def test_images_that_do_not_belong_together_are_refused(singles):
