@@ -107,7 +107,8 @@ def as_markdown(numbers: dict) -> str:
         *(row(f"{b} than {a}", lambda name, a=a, b=b: faster(name, a, b)) for a, b in FASTER if a in methods),
         "",
         "The floor is set by passes through the convolutions, of which the gradient makes two: EpsilonPlus makes three "
-        "(1.5), EpsilonAlpha2Beta1 four (2.0), as its two denominators add up to the output.",
+        "(1.5), EpsilonAlpha2Beta1 four (2.0), as its two denominators add up to the output. A walk makes them in "
+        "channels-last, whatever the layout of the input; the gradient is that of the network as it is.",
         "",
         "Peak memory of a call in units of the gradient's; modified weights, kept between calls, are not counted.",
         "",
