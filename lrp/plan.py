@@ -142,8 +142,8 @@ class Plan:
         except LRPError:
             if all(one is other for one, other in zip(given, xs, strict=True)):
                 raise
-            self.fast = False
             checks.same(expected, forward(self, xs).output, self.graph.model, xs, hooked)
+            self.fast = False  # only if the layout was to blame, not the input
 
     def laid(self, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The inputs in the layout in which the walk is faster, where there is one."""

@@ -31,6 +31,12 @@ def side_by_side(xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     )
 
 
+def in_memory(z: Tensor) -> Tensor:
+    """The value with its axes in the order in which they lie in memory, where that is one of torch's two layouts."""
+    last = z.dim() == 4 and not z.is_contiguous() and z.is_contiguous(memory_format=torch.channels_last)
+    return z.permute(0, 2, 3, 1) if last else z
+
+
 def as_given(value: Tensor, x: Tensor) -> Tensor:
     """A value with the samples of x, or (T, N, ...), in the usual layout, unless x itself came in channels-last."""
     return value if not x.is_contiguous() else value.contiguous()

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .samples import Samples, in_memory, rows, within
+from .layout import in_memory
+from .samples import Samples, rows, within
 
 Affine = tuple[Tensor | float, Tensor | float]  # a and b of y = a x + b, which broadcast over x
 
@@ -200,9 +201,8 @@ class Convolution(Layer):
         layer, targets = self.layer, s.shape[0]
         s = s.flatten(0, 1)
         layout = torch.channels_last if in_memory(s) is not s else torch.contiguous_format
-        like = torch.empty(
-            len(s), *xs[0].shape[1:], dtype=s.dtype, device=s.device, memory_format=layout
-        )  # only its shape and layout are read
+        shape = len(s), *xs[0].shape[1:]  # nothing but shape and layout is read
+        like = torch.empty(shape, dtype=s.dtype, device=s.device, memory_format=layout)
         if self.moves:
             x = like.new_zeros(like.shape).requires_grad_()
             with torch.enable_grad():

@@ -86,12 +86,6 @@ def beside(amounts: Tensor, z: Tensor, samples: Samples | None) -> Tensor:
     return amounts.view(-1, *[1] * (z.dim() - 1)) if samples is None else samples.beside(amounts, z)
 
 
-def in_memory(z: Tensor) -> Tensor:
-    """The value with its axes in the order in which they lie in memory, where that is one of torch's two layouts."""
-    last = z.dim() == 4 and not z.is_contiguous() and z.is_contiguous(memory_format=torch.channels_last)
-    return z.permute(0, 2, 3, 1) if last else z
-
-
 def follow(node: Node, value: Tensor, values: dict, known: dict[Node, Samples | None], n: int) -> Samples | None:
     """Where the n samples are in the node's value, from where they are in the values of its sources."""
     if n == 1:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..network.layout import in_memory
 from ..network.operators import Operator
-from ..network.samples import Samples, beside, in_memory, within
+from ..network.samples import Samples, beside, within
 from ..parts import EQUAL, PLAIN, Group, magnitude, neg, pos, same
 from ..rules import Rule
 from .amounts import least, stabilise, total

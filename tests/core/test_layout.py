@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lrp import LRP, composites, rules
+from lrp import LRP, LRPError, composites, rules
 from lrp.network import layout
 from lrp.network.samples import Samples, rows, within
 from lrp.nodes.amounts import rms, total
@@ -106,6 +106,16 @@ def test_a_network_that_needs_the_usual_layout_is_walked_in_it():
     assert not explainer.plan.fast
     model.end = lambda x: x.flatten(1)
     assert torch.allclose(found.relevance, LRP(model, composites.Epsilon()).attribute(x, 0), atol=1e-5)
+
+
+def test_an_input_that_fails_in_either_layout_does_not_cost_the_fast_one():
+    model, x = made()
+    explainer = LRP(model)
+    with pytest.raises(LRPError, match=r"not finite|NaN|infinite"):
+        explainer.attribute(x * 3e38, 0)
+    assert explainer.plan.fast
+    explainer.attribute(x, 0)
+    assert explainer.plan.fast
 
 
 def test_only_float32_pictures_on_a_cpu_are_laid_anew():
